@@ -1,1 +1,25 @@
-//! haul
+//! `haul` runs YOLOv8 over every picture under a folder, once, and can prove it did.
+//!
+//! Data flows one way: bytes in a store → plan → fetch → decode → letterbox → network → boxes →
+//! one JSON line → part → commit record → done marker. The modules are the rooms of that house;
+//! `docs/DESIGN.md` has the promises they keep.
+//!
+//! | module | what it holds | whom it may know |
+//! | --- | --- | --- |
+//! | [`cli`] | one file per command; clap structs are syntax only | everything below |
+//! | [`job`] | specification, plan, manifest, runner, report | `pool`, `store`, `model` |
+//! | [`pool`] | worker threads behind one byte-budgeted queue | `picture`, `engine` |
+//! | [`picture`] | bytes to upright RGB, letterbox, drawing | nobody |
+//! | [`engine`] | executors of the network | `yolo` |
+//! | [`model`] | checkpoint readers: `.pt`, `.safetensors` | `yolo` |
+//! | [`yolo`] | the YOLOv8 graph as data, box decoding, NMS | nobody |
+//! | [`store`] | where bytes live, and the two ways to write them | nobody |
+
+pub mod cli;
+pub mod engine;
+pub mod job;
+pub mod model;
+pub mod picture;
+pub mod pool;
+pub mod store;
+pub mod yolo;
