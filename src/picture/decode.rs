@@ -34,7 +34,8 @@ pub fn decode(bytes: &[u8], header: &Header, limits: &Limits) -> Result<Picture,
     if rgb.len() as u64 != expected {
         return Err(PictureError::internal());
     }
-    let (rgb, width, height) = orient::upright(rgb, header.width, header.height, header.orientation);
+    let (rgb, width, height) =
+        orient::upright(rgb, header.width, header.height, header.orientation);
     Ok(Picture { width, height, rgb, truncated })
 }
 

@@ -121,12 +121,9 @@ impl Letterboxer {
         } else {
             let internal = |_| PictureError::internal();
             self.resized.resize(width as usize * height as usize * 3, 0);
-            let source = TypedImageRef::<U8x3>::from_buffer(
-                picture.width,
-                picture.height,
-                &picture.rgb,
-            )
-            .map_err(|_| PictureError::internal())?;
+            let source =
+                TypedImageRef::<U8x3>::from_buffer(picture.width, picture.height, &picture.rgb)
+                    .map_err(|_| PictureError::internal())?;
             let mut target = TypedImage::<U8x3>::from_buffer(width, height, &mut self.resized)
                 .map_err(|_| PictureError::internal())?;
             let options =
@@ -143,5 +140,69 @@ impl Letterboxer {
             to[left..left + row].copy_from_slice(from);
         }
         Ok(&self.input)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (width, height), square: resized, pad, input; computed by Ultralytics' `LetterBox`.
+    #[test]
+    fn geometry_is_ultralytics() {
+        type Row = ((u32, u32), bool, (u32, u32), (u32, u32), (u32, u32));
+        let rows: [Row; 9] = [
+            ((640, 427), false, (640, 427), (0, 10), (640, 448)),
+            ((640, 427), true, (640, 427), (0, 106), (640, 640)),
+            ((427, 640), false, (427, 640), (10, 0), (448, 640)),
+            ((1920, 1080), false, (640, 360), (0, 12), (640, 384)),
+            ((100, 75), false, (640, 480), (0, 0), (640, 480)),
+            ((1, 1), false, (640, 640), (0, 0), (640, 640)),
+            ((1, 5000), false, (1, 640), (15, 0), (32, 640)),
+            ((5000, 1), true, (640, 1), (0, 319), (640, 640)),
+            ((640, 640), false, (640, 640), (0, 0), (640, 640)),
+        ];
+        for (source, square, resized, pad, input) in rows {
+            let got = Letterbox::new(source.0, source.1, 640, square);
+            assert_eq!(
+                (got.source, got.resized, got.pad, (got.width, got.height)),
+                (source, resized, pad, input),
+                "{source:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn boxes_come_back_and_are_clipped() {
+        let geometry = Letterbox::new(1920, 1080, 640, false);
+        let [x1, y1, x2, y2] = geometry.to_picture([10.0, 22.0, 700.0, 384.0]);
+        assert_eq!((x1, y1, x2, y2), (30.0, 30.0, 1920.0, 1080.0));
+        assert_eq!(geometry.to_picture([-5.0, 0.0, 0.0, 12.0]), [0.0; 4]);
+    }
+
+    #[test]
+    fn any_shape_fits_its_input() {
+        let mut letterboxer = Letterboxer::new();
+        for (width, height) in [(1, 1), (1, 5000), (5000, 1), (640, 640), (33, 65), (641, 3)] {
+            for square in [false, true] {
+                let rgb = vec![200; width as usize * height as usize * 3];
+                let picture = Picture { width, height, rgb, truncated: false };
+                let geometry = Letterbox::new(width, height, 640, square);
+                let input = letterboxer.run(&picture, &geometry).expect("fits");
+                assert_eq!(input.len(), (geometry.width * geometry.height * 3) as usize);
+                let inside = input.iter().filter(|&&v| v == 200).count();
+                assert_eq!(inside, (geometry.resized.0 * geometry.resized.1 * 3) as usize);
+                assert_eq!(input.iter().filter(|&&v| v == PAD).count(), input.len() - inside);
+                let at = (geometry.pad.1 * geometry.width + geometry.pad.0) as usize * 3;
+                assert_eq!(input[at], 200, "{width} x {height}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_pictures_geometry_is_refused() {
+        let picture = Picture { width: 2, height: 1, rgb: vec![0; 6], truncated: false };
+        let geometry = Letterbox::new(3, 1, 640, false);
+        assert!(Letterboxer::new().run(&picture, &geometry).is_err());
     }
 }

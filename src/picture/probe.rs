@@ -118,7 +118,8 @@ fn sniff(bytes: &[u8]) -> Result<Format, PictureError> {
         return Err(PictureError::empty());
     }
     let starts = |magic: &[u8]| bytes.starts_with(magic);
-    let at = |offset: usize, magic: &[u8]| bytes.get(offset..).is_some_and(|b| b.starts_with(magic));
+    let at =
+        |offset: usize, magic: &[u8]| bytes.get(offset..).is_some_and(|b| b.starts_with(magic));
     // One byte less than the two-byte magic of JPEG would make text of "BM" a bitmap: the header
     // length at 14 is small in every bitmap there is.
     let bitmap = starts(b"BM") && bytes.get(14..18).is_none_or(|n| n[0] >= 12 && n[1..] == [0; 3]);
@@ -130,7 +131,11 @@ fn sniff(bytes: &[u8]) -> Result<Format, PictureError> {
         Ok(Format::WebP)
     } else if starts(b"GIF87a") || starts(b"GIF89a") {
         Ok(Format::Gif)
-    } else if starts(b"II\x2a\0") || starts(b"MM\0\x2a") || starts(b"II\x2b\0") || starts(b"MM\0\x2b") {
+    } else if starts(b"II\x2a\0")
+        || starts(b"MM\0\x2a")
+        || starts(b"II\x2b\0")
+        || starts(b"MM\0\x2b")
+    {
         Ok(Format::Tiff)
     } else if bitmap {
         Ok(Format::Bmp)

@@ -43,7 +43,7 @@ pub(super) struct Head {
     pub(super) colour: Colour,
     pub(super) orientation: u8,
     /// The first scan holds every component, so rows can be finished while they are read.
-    interleaved: bool,
+    pub(super) interleaved: bool,
 }
 
 /// A marker and, but for those without, its segment's content.
@@ -208,18 +208,20 @@ fn read_frame(body: &[u8], progressive: bool) -> Result<Head, PictureError> {
         interleaved: true,
     };
     let (h, v) = head.max_sampling();
-    if head.components.iter().any(|c| h % c.h != 0 || v % c.v != 0 || c.h == 3) {
-        return Err(PictureError::unsupported("JPEG with fractional sampling factors"));
+    let first = head.components.first().ok_or_else(corrupt)?;
+    let odd = |c: &Component| h % c.h != 0 || v % c.v != 0 || c.h == 3;
+    // Nobody writes a luma coarser than its chroma, and the decoder would get it wrong.
+    if (first.h, first.v) != (h, v) || head.components.iter().any(odd) {
+        return Err(PictureError::unsupported(format_args!(
+            "JPEG with sampling factors {}x{} of {h}x{v}",
+            first.h, first.v
+        )));
     }
     Ok(head)
 }
 
 /// libjpeg's rules (`default_decompress_parms`), which cv2 follows.
-fn colour(
-    components: &[Component],
-    jfif: bool,
-    adobe: Option<u8>,
-) -> Result<Colour, PictureError> {
+fn colour(components: &[Component], jfif: bool, adobe: Option<u8>) -> Result<Colour, PictureError> {
     let ids: Vec<u8> = components.iter().map(|c| c.id).collect();
     Ok(match (components.len(), adobe) {
         (1, _) => Colour::Gray,

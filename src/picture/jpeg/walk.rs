@@ -162,6 +162,9 @@ impl Coverage {
         if head.progressive && first > 0 && count > 1 {
             return Err(corrupt());
         }
+        if !head.progressive && count < head.components.len() && !separable(head) {
+            return Err(PictureError::unsupported("subsampled JPEG in separate scans"));
+        }
         let mcus = if let [only] = members[..] {
             let (c, (h, v)) = (head.components[only], head.max_sampling());
             (head.width * c.h).div_ceil(8 * h) * (head.height * c.v).div_ceil(8 * v)
@@ -181,6 +184,13 @@ impl Coverage {
         // Coding only the DC of a component is legal but no picture anybody means.
         if progressive { self.low.iter().all(whole) } else { self.low.iter().all(|l| l[0] == 0) }
     }
+}
+
+/// zune-jpeg puts the blocks of separate baseline scans in the right place only without vertical
+/// subsampling and with the same sampling for both chroma components.
+fn separable(head: &Head) -> bool {
+    let chroma = head.components.get(1..).unwrap_or_default();
+    head.max_sampling().1 == 1 && chroma.iter().all(|c| c.h == chroma[0].h)
 }
 
 /// What a run of entropy-coded data is like.
