@@ -100,8 +100,8 @@ impl Head<'_> {
                 }
             }
             for cell in 0..cells {
-                // Most cells end here, without an exponential.
-                if best[cell] < reject {
+                // Most cells end here, without an exponential; so do those of which all is NaN.
+                if best[cell] < reject || best[cell] == f32::NEG_INFINITY {
                     continue;
                 }
                 let score = sigmoid(best[cell]);
@@ -132,8 +132,7 @@ impl Head<'_> {
                     out[row * anchors + first + cell] = value;
                 }
                 for c in 0..self.classes {
-                    out[(4 + c) * anchors + first + cell] =
-                        sigmoid(level.scores[c * cells + cell]);
+                    out[(4 + c) * anchors + first + cell] = sigmoid(level.scores[c * cells + cell]);
                 }
             }
             first += cells;

@@ -36,7 +36,11 @@ pub struct Conv {
 impl Conv {
     /// Name of the weight tensor, shape (cout, cin, kernel, kernel).
     pub fn weight(&self) -> String {
-        if self.norm { format!("{}.conv.weight", self.name) } else { format!("{}.weight", self.name) }
+        if self.norm {
+            format!("{}.conv.weight", self.name)
+        } else {
+            format!("{}.weight", self.name)
+        }
     }
 }
 

@@ -82,8 +82,7 @@ pub fn yolov8<'s>(
         .enumerate()
         .map(|(level, features)| b.head(level, features))
         .collect::<Result<Vec<_>, _>>()?;
-    let (bins, classes) =
-        (b.nodes[outputs[0].boxes].channels, b.nodes[outputs[0].scores].channels);
+    let (bins, classes) = (b.nodes[outputs[0].boxes].channels, b.nodes[outputs[0].scores].channels);
     for output in &outputs {
         same("box channels", bins, b.nodes[output.boxes].channels)?;
         same("class counts", classes, b.nodes[output.scores].channels)?;
