@@ -1,1 +1,15 @@
-//! (in the making)
+//! Executors of the network.
+//!
+//! An [`Engine`] holds the weights and is shared; a [`Worker`] holds the working memory and
+//! belongs to one thread. Which executor it is, only [`load`] knows: another one is added there.
+//! Everything after the last convolution (scores, boxes, NMS) is `yolo`'s and the same for all.
+//!
+//! No executor starts threads of its own. candle's kernels split their work over the rayon pool
+//! they are called in and ask RAYON_NUM_THREADS and CANDLE_NUM_THREADS for a count; `main` sets
+//! both to 1 and every worker sits in a pool of one thread, so all of it stays inline. Elsewhere
+//! (a test, a bench) the results are the same, only the threads are more.
+
+mod api;
+pub mod candle;
+
+pub use api::{Engine, EngineError, Input, NUMERICS_VERSION, Worker, load};

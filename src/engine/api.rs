@@ -1,0 +1,127 @@
+//! What all executors have in common.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::yolo::{Candidate, Network};
+
+/// Rises whenever the same picture and model may give other bytes than before within a numeric
+/// class. Part of a job's fingerprint.
+pub const NUMERICS_VERSION: u32 = 1;
+
+/// A letterboxed picture.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// Pixels per row, a multiple of 32.
+    pub width: usize,
+    /// Rows, a multiple of 32.
+    pub height: usize,
+    /// R, G, B of each pixel, row by row: `width · height · 3` bytes.
+    pub rgb: &'a [u8],
+}
+
+impl Input<'_> {
+    /// # Errors
+    /// [`EngineError::Input`] unless the sides are positive multiples of 32 and the bytes as many
+    /// as they imply.
+    pub fn check(&self) -> Result<(), EngineError> {
+        let Input { width, height, rgb } = *self;
+        let bytes = width.checked_mul(height).and_then(|n| n.checked_mul(3));
+        let sides = width > 0 && height > 0 && width % 32 == 0 && height % 32 == 0;
+        match sides && bytes == Some(rgb.len()) {
+            true => Ok(()),
+            false => Err(EngineError::Input { width, height, bytes: rgb.len() }),
+        }
+    }
+}
+
+/// A network made ready for one kind of arithmetic.
+pub trait Engine: Send + Sync {
+    /// Names the arithmetic: two engines with equal names (and [`NUMERICS_VERSION`]) give equal
+    /// bits for equal pictures and weights, on whatever machine.
+    fn numeric_class(&self) -> &str;
+
+    /// Bytes the weights occupy, once per process.
+    fn weight_bytes(&self) -> u64;
+
+    /// Bytes one worker needs at its peak for a picture of this size in pixels, beyond the
+    /// weights: activations and temporaries. An estimate from above, within about 1.5.
+    fn scratch_bytes(&self, width: usize, height: usize) -> u64;
+
+    /// A worker for one thread.
+    ///
+    /// # Errors
+    /// When its memory cannot be set up.
+    fn worker(&self) -> Result<Box<dyn Worker>, EngineError>;
+}
+
+/// One thread's use of an [`Engine`].
+pub trait Worker: Send {
+    /// Fills `candidates` (cleared first) with every anchor whose best class scores more than
+    /// `conf`, in anchor order. The best class is taken over all classes; NaN never passes.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] for a picture of a wrong size; else a fault of the executor.
+    fn run(
+        &mut self,
+        input: Input<'_>,
+        conf: f32,
+        candidates: &mut Vec<Candidate>,
+    ) -> Result<(), EngineError>;
+}
+
+/// Why an executor could not do its work.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The caller's picture is no input for the network.
+    #[error(
+        "the input is {width}x{height} with {bytes} bytes (sides are positive multiples of 32, bytes are 3 per pixel)"
+    )]
+    Input {
+        /// Pixels per row.
+        width: usize,
+        /// Rows.
+        height: usize,
+        /// Bytes given.
+        bytes: usize,
+    },
+    /// The weights could not be prepared.
+    #[error("preparing the weights of `{step}` failed")]
+    Prepare {
+        /// The convolution.
+        step: String,
+        /// What the executor said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Weights that are finite alone are not when folded together.
+    #[error(
+        "the weights of `{step}` are not finite once normalisation is folded in (did the training diverge?)"
+    )]
+    NotFinite {
+        /// The convolution.
+        step: String,
+    },
+    /// A step of the network failed.
+    #[error("executing `{step}` failed")]
+    Execute {
+        /// The step.
+        step: String,
+        /// What the executor said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Prepares `network` for execution on this machine.
+///
+/// The engine keeps its own form of the weights and drops its reference to `network`: who wants
+/// the memory back drops theirs too.
+///
+/// # Errors
+/// [`EngineError`] names the convolution whose weights could not be prepared.
+pub fn load(network: Arc<Network>) -> Result<Arc<dyn Engine>, EngineError> {
+    Ok(Arc::new(super::candle::Candle::new(&network)?))
+}

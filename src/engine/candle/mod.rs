@@ -1,0 +1,12 @@
+//! The network executed with candle's own operations: f32 on the CPU, one picture at a time.
+//!
+//! The readable reference. It does nothing clever: each step of the graph is one line of
+//! candle, batch normalisation is folded into the convolutions at load, and a value is dropped
+//! after its last reader.
+
+mod class;
+mod executor;
+mod memory;
+mod worker;
+
+pub use executor::{Candle, RawHead, RawLevel};

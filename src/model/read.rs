@@ -1,0 +1,94 @@
+//! From a path to a checked model.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::error::{Fault, ModelError};
+use super::info::{Dtype, Info};
+use super::{pt, safetensors};
+use crate::yolo::Network;
+
+/// Checkpoints hold at most some hundred megabytes, and twice that with the optimizer's state.
+const MAX_FILE: u64 = 4 << 30;
+
+/// A model file, read and checked.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The network, ready for an engine.
+    pub network: Network,
+    /// SHA-256 of the file, in lower-case hexadecimal.
+    pub sha256: String,
+    /// What the file says about itself.
+    pub info: Info,
+    /// How the file stores each tensor.
+    pub dtypes: BTreeMap<String, Dtype>,
+}
+
+/// What the format readers give back.
+pub(super) struct Parts {
+    pub(super) format: &'static str,
+    pub(super) network: Network,
+    pub(super) imgsz: usize,
+    pub(super) dtypes: BTreeMap<String, Dtype>,
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+/// Reads the model at `path`.
+///
+/// # Errors
+/// [`ModelError`] says whether the file could not be read, is damaged, or holds another model
+/// than YOLOv8 detect.
+pub fn read(path: &Path) -> Result<Model, ModelError> {
+    let failed = |source| ModelError::Read { path: path.to_path_buf(), source };
+    let mut bytes = Vec::new();
+    let mut file = File::open(path).map_err(failed)?.take(MAX_FILE + 1);
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    read_bytes(&bytes, path)
+}
+
+/// Reads a model from memory; `path` serves messages only.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_bytes(bytes: &[u8], path: &Path) -> Result<Model, ModelError> {
+    if bytes.len() as u64 > MAX_FILE {
+        let (bytes, limit) = (bytes.len() as u64, MAX_FILE);
+        return Err(ModelError::TooLarge { path: path.to_path_buf(), bytes, limit });
+    }
+    // The bytes say what a file is, its name does not count.
+    let parts = match bytes {
+        [b'P', b'K', 3, 4, ..] => pt::read(bytes),
+        [_, _, _, _, _, _, _, _, b'{', ..] => safetensors::read(bytes),
+        other => Err(Fault::Format(relative(other))),
+    };
+    let Parts { format, network, imgsz, dtypes, metadata } = parts.map_err(|f| f.at(path))?;
+    let info = Info::new(format, &network, imgsz, &dtypes, metadata);
+    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Model { network, sha256, info, dtypes })
+}
+
+/// Names the formats that people have at hand and that are not read.
+fn relative(bytes: &[u8]) -> String {
+    let found = match bytes {
+        [] => "empty",
+        // The old format of torch.save starts with the pickled number 0x1950a86a20f9469cfc6c.
+        [0x80, 2, 0x8a, 10, 0x6c, 0xfc, ..] => {
+            "a .pt in torch's old (non-zip) format (load and save it with a newer torch)"
+        }
+        [0x80, 2..=5, ..] => "a bare pickle (not a torch checkpoint)",
+        [b'G', b'G', b'U', b'F', ..] => "a GGUF file",
+        [0x1f, 0x8b, ..] => "a gzip file (unpack it first)",
+        [0x08, _, 0x12 | 0x1a, ..] => "an ONNX model (use the .pt it was exported from)",
+        [b'v', b'e', b'r', b's', b'i', b'o', b'n', ..] => {
+            "a Git LFS pointer (fetch the file with `git lfs pull`)"
+        }
+        [b'<', ..] => "an HTML or XML page (a failed download?)",
+        _ if bytes.get(257..262) == Some(b"ustar") => "a .pt in torch's old tar format",
+        _ => "of an unknown format",
+    };
+    found.into()
+}

@@ -1,0 +1,225 @@
+//! The network against outputs of PyTorch: made by formula, and with real weights.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::formula::{Scale, input};
+use common::parity_data;
+use haul::engine::candle::{Candle, RawHead};
+use haul::engine::{self, Engine, Input};
+use haul::model;
+use haul::yolo::{Candidate, NmsOptions, nms};
+use safetensors::SafeTensors;
+
+/// Relative error allowed, ‖a − b‖ / ‖b‖.
+const CLOSE: f64 = 2e-5;
+
+fn relative(ours: &[f32], theirs: &[f32]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let square = |x: f64| x * x;
+    let pairs = ours.iter().zip(theirs);
+    let error: f64 = pairs.map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+    let norm: f64 = theirs.iter().map(|&b| square(f64::from(b))).sum();
+    (error / norm).sqrt()
+}
+
+fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
+    let data = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).data();
+    data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// One output of all levels side by side: (rows, anchors).
+fn joined(head: &RawHead, pick: impl Fn(&haul::engine::candle::RawLevel) -> &[f32]) -> Vec<f32> {
+    let cells = |l: &haul::engine::candle::RawLevel| l.width * l.height;
+    let rows = pick(&head.levels[0]).len() / cells(&head.levels[0]);
+    let mut out = Vec::new();
+    for row in 0..rows {
+        for level in &head.levels {
+            out.extend(&pick(level)[row * cells(level)..(row + 1) * cells(level)]);
+        }
+    }
+    out
+}
+
+/// Compares everything a golden file holds; gives the worst relative error.
+fn compare(what: &str, scale: &Scale, bytes: &[u8], (width, height): (usize, usize)) -> f64 {
+    let golden = SafeTensors::deserialize(bytes).unwrap();
+    let engine = Candle::new(&scale.network()).unwrap();
+    let head = engine.head(input(height, width), width, height).unwrap();
+    let dense = head.view().dense();
+    let out = floats(&golden, "out.0");
+    let split = 4 * out.len() / (4 + scale.classes);
+    let mut errors = vec![
+        (
+            "out.1.boxes".to_string(),
+            relative(&joined(&head, |l| &l.boxes), &floats(&golden, "out.1.boxes")),
+        ),
+        (
+            "out.1.scores".into(),
+            relative(&joined(&head, |l| &l.scores), &floats(&golden, "out.1.scores")),
+        ),
+        ("out.0 boxes".into(), relative(&dense[..split], &out[..split])),
+        ("out.0 scores".into(), relative(&dense[split..], &out[split..])),
+    ];
+    for (i, level) in head.levels.iter().enumerate() {
+        let name = format!("out.1.feats.{i}");
+        let features: Vec<f32> = level.features.flatten_all().unwrap().to_vec1().unwrap();
+        let error = relative(&features, &floats(&golden, &name));
+        errors.push((name, error));
+    }
+    for (name, error) in &errors {
+        println!("{what} {name}: {error:.1e}");
+        assert!(*error <= CLOSE, "{what} {name}: {error:.1e}");
+    }
+    errors.into_iter().map(|(_, error)| error).fold(0.0, f64::max)
+}
+
+#[test]
+fn committed_goldens() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/golden");
+    let Ok(entries) = std::fs::read_dir(&folder) else {
+        println!("skipped: {} does not exist", folder.display());
+        return;
+    };
+    let mut seen = 0;
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "safetensors") {
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let list = |key: &str| serde_json::from_str(&metadata[key]).unwrap();
+        let classes = metadata["nc"].parse().unwrap();
+        let scale = Scale { widths: list("widths"), depths: list("depths"), classes };
+        let size = picture_size(&SafeTensors::deserialize(&bytes).unwrap());
+        compare(&path.file_stem().unwrap().to_string_lossy(), &scale, &bytes, size);
+        seen += 1;
+    }
+    assert!(seen > 0, "no golden in {}", folder.display());
+}
+
+/// Width and height of the input, from those of the features at stride 8.
+fn picture_size(golden: &SafeTensors<'_>) -> (usize, usize) {
+    let shape = golden.tensor("out.1.feats.0").unwrap().shape().to_vec();
+    (8 * shape[3], 8 * shape[2])
+}
+
+#[test]
+fn shared_synthetic_goldens() {
+    let Some(data) = parity_data() else { return };
+    let n = vec![1, 2, 2, 1, 1, 1, 1, 1];
+    for (name, widths, depths) in [
+        ("n", vec![16, 32, 64, 128, 256], n.clone()),
+        ("s", vec![32, 64, 128, 256, 512], n),
+        ("m", vec![48, 96, 192, 384, 576], vec![2, 4, 4, 2, 2, 2, 2, 2]),
+    ] {
+        let path = data.join(format!("golden/synthetic_yolov8{name}_detect.safetensors"));
+        let bytes = std::fs::read(path).unwrap();
+        let scale = Scale { widths, depths, classes: 80 };
+        compare(&format!("yolov8{name}"), &scale, &bytes, (128, 96));
+    }
+}
+
+/// A letterboxed picture of the real goldens as interleaved bytes.
+fn letterboxed(golden: &SafeTensors<'_>, id: &str) -> (usize, usize, Vec<u8>) {
+    let view = golden.tensor(&format!("{id}.letterbox_u8")).unwrap();
+    let (height, width) = (view.shape()[1], view.shape()[2]);
+    let pixels = width * height;
+    let rgb = (0..pixels).flat_map(|i| [0, 1, 2].map(|c| view.data()[c * pixels + i])).collect();
+    (width, height, rgb)
+}
+
+#[test]
+fn real_weights() {
+    let Some(data) = parity_data() else { return };
+    let model = model::read(&data.join("weights/yolov8n.pt")).unwrap();
+    assert_eq!(model.info.names.len(), 80);
+    assert_eq!(model.info.names[0], "person");
+    assert_eq!(model.info.imgsz, 640);
+    assert_eq!(model.info.bn_eps, 1e-3);
+    assert_eq!(model.info.widths, [16, 32, 64, 128, 256]);
+    assert_eq!(model.info.depths, [1, 2, 2, 1, 1, 1, 1, 1]);
+    println!("{} parameters, {:?}", model.info.parameters, model.info.dtypes);
+
+    let bytes = std::fs::read(data.join("golden/yolov8n_raw.safetensors")).unwrap();
+    let golden = SafeTensors::deserialize(&bytes).unwrap();
+    let engine = Candle::new(&model.network).unwrap();
+    println!("{}", engine.numeric_class());
+    let ids: Vec<String> = golden
+        .names()
+        .iter()
+        .filter_map(|name| name.strip_suffix(".letterbox_u8").map(String::from))
+        .collect();
+    assert_eq!(ids.len(), 2);
+    for id in ids {
+        let (width, height, rgb) = letterboxed(&golden, &id);
+        let planes: Vec<f32> = (0..3)
+            .flat_map(|c| rgb[c..].iter().step_by(3).map(|&v| f32::from(v) / 255.0))
+            .collect();
+        let head = engine.head(planes, width, height).unwrap();
+        let ours = head.view().dense();
+        let theirs = floats(&golden, &format!("{id}.output"));
+        let anchors = ours.len() / 84;
+        let (boxes, scores) = (4 * anchors, 4 * anchors..);
+        let box_error = relative(&ours[..boxes], &theirs[..boxes]);
+        let score_error = relative(&ours[scores.clone()], &theirs[scores.clone()]);
+        let pairs = ours[scores.clone()].iter().zip(&theirs[scores]);
+        let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!(
+            "{id} {width}x{height}: boxes {box_error:.1e} scores {score_error:.1e} worst {worst:.1e}"
+        );
+        assert!(box_error <= CLOSE && score_error <= CLOSE && worst <= 1e-4);
+
+        // The hot path gives the same numbers, and some detections in the end.
+        let mut found = Vec::new();
+        let input = Input { width, height, rgb: &rgb };
+        engine.worker().unwrap().run(input, 0.25, &mut found).unwrap();
+        assert!(!found.is_empty());
+        for Candidate { anchor, class, score, .. } in &found {
+            assert_eq!(*score, ours[(4 + *class as usize) * anchors + *anchor as usize]);
+        }
+        nms(&NmsOptions::default(), &mut found);
+        println!("{id}: {} detections", found.len());
+    }
+}
+
+#[test]
+fn conversion_changes_no_bit() {
+    let Some(data) = parity_data() else { return };
+    let path = data.join("weights/yolov8n.pt");
+    let original = model::read(&path).unwrap();
+    let bytes = model::write_safetensors(&original);
+    assert_eq!(bytes, model::write_safetensors(&model::read(&path).unwrap()));
+    let converted = model::read_bytes(&bytes, Path::new("yolov8n.safetensors")).unwrap();
+    assert_eq!(converted.network, original.network);
+    assert_eq!(converted.dtypes, original.dtypes);
+    assert_eq!(converted.info.metadata, original.info.metadata);
+    assert_eq!(bytes, model::write_safetensors(&converted));
+    println!("{} bytes", bytes.len());
+
+    let golden = std::fs::read(data.join("golden/yolov8n_raw.safetensors")).unwrap();
+    let golden = SafeTensors::deserialize(&golden).unwrap();
+    let names = golden.names();
+    let id = names.iter().find_map(|name| name.strip_suffix(".letterbox_u8")).unwrap();
+    let (width, height, rgb) = letterboxed(&golden, id);
+    let run = |network| {
+        let engine: Arc<dyn Engine> = engine::load(Arc::new(network)).unwrap();
+        let mut found = Vec::new();
+        let input = Input { width, height, rgb: &rgb };
+        engine.worker().unwrap().run(input, 0.001, &mut found).unwrap();
+        found
+    };
+    assert_eq!(run(original.network), run(converted.network));
+}
+
+#[test]
+fn other_tasks_are_refused_by_name() {
+    let Some(data) = parity_data() else { return };
+    let error = model::read(&data.join("weights/yolov8n-seg.pt")).unwrap_err().to_string();
+    println!("{error}");
+    assert!(error.contains("yolov8n-seg.pt` is a segment model; haul runs YOLOv8 detect"));
+}
