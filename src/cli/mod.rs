@@ -1,1 +1,85 @@
-//! (in the making)
+//! The command line: one file per command. Structs here are syntax; every check is `job`'s.
+
+mod completions;
+mod export;
+mod model;
+mod plan;
+mod run;
+mod signals;
+mod status;
+mod verify;
+
+use clap::{Parser, Subcommand};
+
+use crate::job::{EXIT_HELP, Exit, JobError};
+
+/// YOLOv8 over every picture under a folder, once, and proof that it did.
+///
+/// Results are JSON Lines in parts, committed mini-batch by mini-batch: kill it, run the same
+/// command again, and only what is missing is done.
+#[derive(Debug, Parser)]
+#[command(name = "haul", version, max_term_width = 100)]
+#[command(after_help = format!("{EXAMPLES}\n{EXIT_HELP}"))]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  haul run --model yolov8n.pt --input photos/ --output out/
+  haul run jobs/quickstart.toml --conf 0.5        # a job file; flags go over it
+  haul resume out/                                # what a kill or a crash has left
+  haul status out/ && haul verify out/            # look, and prove
+  haul export out/ --to coco --dest boxes.json
+";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Run),
+    Resume(run::Resume),
+    Plan(plan::Plan),
+    Status(status::Status),
+    Verify(verify::Verify),
+    Export(export::Export),
+    #[command(subcommand)]
+    Model(model::ModelCommand),
+    Completions(completions::Completions),
+}
+
+impl Cli {
+    /// Does what was asked.
+    ///
+    /// # Errors
+    /// What could not be done, with its exit code.
+    pub fn execute(self) -> Result<Exit, JobError> {
+        match self.command {
+            Command::Run(run) => run.execute(),
+            Command::Resume(resume) => resume.execute(),
+            Command::Plan(plan) => plan.execute(),
+            Command::Status(status) => status.execute(),
+            Command::Verify(verify) => verify.execute(),
+            Command::Export(export) => export.execute(),
+            Command::Model(model) => model.execute(),
+            Command::Completions(completions) => completions.execute(),
+        }
+    }
+}
+
+/// Prints to stdout. A reader that has gone away is no failure of ours.
+fn print(text: &str) -> Result<(), JobError> {
+    use std::io::Write as _;
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(JobError::Internal(format!("cannot write to stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as JSON, on lines of its own.
+fn print_json(value: &impl serde::Serialize) -> Result<(), JobError> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| JobError::Internal(format!("cannot write JSON: {error}")))?;
+    print(&format!("{text}\n"))
+}

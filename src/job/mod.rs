@@ -1,1 +1,50 @@
-//! (in the making)
+//! A job: what is asked for, what is planned, what is committed, and the loop that gets it done.
+//!
+//! Read in this order: `spec` (validated once), `plan` (pure), `planner` (the chain of
+//! segments), `manifest` (files and their order), `session` (how a job is opened), `runner` (the
+//! dispatcher). This module knows the pool, stores and models; no front end.
+
+mod estimate;
+mod events;
+mod exit;
+pub mod export;
+mod feeder;
+mod fingerprint;
+mod line;
+mod manifest;
+mod memory;
+mod plan;
+mod planner;
+mod report;
+mod runner;
+mod select;
+mod session;
+mod settings;
+mod since;
+mod spec;
+mod survey;
+mod terminal;
+mod verify;
+
+pub use estimate::{Estimate, dry_run};
+pub use exit::{EXIT_HELP, Exit, JobError};
+pub use fingerprint::{Fingerprint, ModelFacts, NUMERICS_VERSION};
+pub use line::{
+    Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, write_detections, write_error,
+};
+pub use manifest::{
+    Ancestor, Failure, Job, MANIFEST_SCHEMA, Manifest, Record, Success, Tally, part_name,
+};
+pub use memory::{mib, peak};
+pub use plan::{Batch, Caps, Cutter, PLAN_SCHEMA, PlanSummary, Segment, segment_name};
+pub use planner::{Chain, Drift, Planner, Terms, drift};
+pub use report::{Report, Stages};
+pub use runner::{Outcome, run};
+pub use select::Names;
+pub use session::{Loaded, Opened, Session, load_model, open, open_output, open_source};
+pub use settings::Settings;
+pub use since::Known;
+pub use spec::{IfLocked, Input, MaxFailures, Spec};
+pub use survey::{State, Status, Survey};
+pub use terminal::{Terminal, Verbosity};
+pub use verify::{Verdict, verify};

@@ -1,1 +1,11 @@
-//! (in the making)
+//! The worker pool: every front end's pictures go through here.
+//!
+//! One queue in submission order, one byte budget, one thread for each worker. A worker decodes,
+//! letterboxes, runs the network and selects boxes; it knows neither files nor jobs, and answers
+//! only through the reply that came with the work.
+
+mod budget;
+mod worker;
+
+pub use budget::{Budget, Closed, Ticket};
+pub use worker::{Analysis, Failure, Found, Idle, Outcome, Params, Pool, Spent, Work};

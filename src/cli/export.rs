@@ -1,0 +1,61 @@
+//! `haul export`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::job::export::{Form, export};
+use crate::job::{Exit, JobError};
+
+/// Write results in another program's form
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  haul export out/ --to coco --dest boxes.json
+  haul export out/ --to csv | head
+  haul export out/ --to yolo --dest labels/")]
+pub(super) struct Export {
+    /// The output's folder
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// The form
+    #[arg(long, value_enum)]
+    to: To,
+    /// File, or - for stdout; for yolo a new folder
+    #[arg(long, value_name = "PATH", required_if_eq("to", "yolo"), default_value = "-")]
+    dest: PathBuf,
+    /// Export what is committed of an unfinished job
+    #[arg(long)]
+    partial: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum To {
+    /// One JSON file with images, categories and annotations
+    Coco,
+    /// A row for each detection; pictures without any have one too
+    Csv,
+    /// A text file for each picture: class cx cy w h score, normalised
+    Yolo,
+}
+
+impl Export {
+    pub(super) fn execute(self) -> Result<Exit, JobError> {
+        let form = match self.to {
+            To::Coco => Form::Coco,
+            To::Csv => Form::Csv,
+            To::Yolo => Form::Yolo,
+        };
+        if form == Form::Yolo && self.dest.as_os_str() == "-" {
+            return Err(JobError::Usage("--to yolo needs a folder: --dest DIR".into()));
+        }
+        let exported = export(&self.output, form, &self.dest, self.partial)?;
+        let left_out = match (form, exported.failed) {
+            (_, 0) => String::new(),
+            (Form::Csv, failed) => format!(", {failed} failed pictures with their error"),
+            (_, failed) => format!("; {failed} failed pictures are left out"),
+        };
+        eprintln!("{} pictures, {} detections{left_out}", exported.pictures, exported.detections);
+        Ok(Exit::Done)
+    }
+}

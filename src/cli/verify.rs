@@ -1,0 +1,42 @@
+//! `haul verify`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{print, print_json};
+use crate::job::{Exit, JobError, verify};
+
+/// Prove that the results are complete and unaltered
+///
+/// Reads every part: digests, keys in plan order, each line against its schema, all totals.
+/// Exit code: 0 or 3 right and finished, 75 right so far, 1 a mismatch, which is named.
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    /// The output's folder
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verify {
+    pub(super) fn execute(self) -> Result<Exit, JobError> {
+        let verdict = verify(&self.output)?;
+        for mismatch in &verdict.mismatches {
+            eprintln!("mismatch: {mismatch}");
+        }
+        if self.json {
+            print_json(&verdict)?;
+        } else {
+            let state = match (verdict.mismatches.len(), verdict.finished) {
+                (0, true) => "right and finished".to_owned(),
+                (0, false) => "right so far, not finished".to_owned(),
+                (count, _) => format!("{count} mismatches"),
+            };
+            print(&format!("{state}: {} lines in {} parts\n", verdict.lines, verdict.parts))?;
+        }
+        Ok(verdict.exit())
+    }
+}

@@ -1,0 +1,164 @@
+//! `haul plan --dry-run`: what a job would be and how long it would take, without writing anything.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::exit::JobError;
+use super::plan::{Cutter, PlanSummary, Segment, segment_digest};
+use super::planner::Terms;
+use super::runner::pool_params;
+use super::select::Names;
+use super::session::{load_model, open_source};
+use super::since::{Known, resolve};
+use super::spec::Spec;
+use crate::pool::{Budget, Pool, Work};
+use crate::store::{Listed, Object, Source};
+
+/// Pictures kept for the probe, spread over the whole listing.
+const SAMPLE: usize = 32;
+
+/// The probe stops at this time, whatever it has seen.
+const PROBE: Duration = Duration::from_secs(10);
+
+/// What a job would be.
+#[derive(Clone, Debug, Serialize)]
+pub struct Estimate {
+    /// The plan, as it would be frozen now.
+    pub plan: PlanSummary,
+    /// Names that were listed and not planned, by reason.
+    pub skipped: BTreeMap<String, u64>,
+    /// Pictures that were tried.
+    pub probed: u64,
+    /// What this machine did with them.
+    pub images_per_second: Option<f64>,
+    /// The whole at that rate.
+    pub seconds: Option<f64>,
+}
+
+/// Lists, cuts and tries a few pictures.
+///
+/// # Errors
+/// When model or input cannot be read.
+pub fn dry_run(spec: &Spec) -> Result<Estimate, JobError> {
+    let loaded = load_model(spec)?;
+    let source = open_source(spec)?;
+    let names = Names::new(spec)?;
+    let known = Known::open(&resolve(&spec.since, &spec.output)?.ancestors)?;
+    let terms = Terms {
+        source: &*source,
+        select: &names,
+        caps: spec.caps,
+        limit: spec.limit,
+        known: known.as_ref(),
+    };
+    let mut plan = PlanSummary::default();
+    let mut sample = Sample::default();
+    let mut cutter = Cutter::new(spec.caps, 0, 0);
+    let mut previous: Option<String> = None;
+    let mut add = |segment: Segment| {
+        let digest = segment_digest(&segment.encode());
+        plan.add(&segment, &digest);
+        digest
+    };
+    for item in terms.list(None, 0)? {
+        match item? {
+            Listed::Skipped(skip) => cutter.skip(skip),
+            Listed::Object(object) => {
+                sample.offer(&object);
+                if let Some(segment) = cutter.push(object, previous.as_deref()) {
+                    previous = Some(add(segment));
+                }
+            }
+        }
+    }
+    add(cutter.finish(previous.as_deref()));
+    let workers = spec
+        .workers
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let pool = Pool::start(&loaded.engine, workers, 2).map_err(JobError::Internal)?;
+    let params = Arc::new(pool_params(spec, &loaded.facts));
+    let (probed, rate) = probe(&pool, &params, &*source, &sample.kept);
+    pool.stop(Duration::from_secs(1));
+    Ok(Estimate {
+        skipped: plan.skipped.clone(),
+        probed,
+        images_per_second: rate,
+        seconds: rate.map(|rate| plan.pictures as f64 / rate),
+        plan,
+    })
+}
+
+/// Every 2^k-th object, thinned out as the listing grows.
+#[derive(Default)]
+struct Sample {
+    kept: Vec<Object>,
+    seen: usize,
+    step: usize,
+}
+
+impl Sample {
+    fn offer(&mut self, object: &Object) {
+        self.step = self.step.max(1);
+        if self.seen.is_multiple_of(self.step) {
+            self.kept.push(object.clone());
+            if self.kept.len() == SAMPLE {
+                let mut index = 0;
+                self.kept.retain(|_| {
+                    index += 1;
+                    index % 2 == 1
+                });
+                self.step *= 2;
+            }
+        }
+        self.seen += 1;
+    }
+}
+
+/// Pictures a second, over what could be done in the time; the first of each worker warms it up.
+fn probe(
+    pool: &Pool,
+    params: &Arc<crate::pool::Params>,
+    source: &dyn Source,
+    sample: &[Object],
+) -> (u64, Option<f64>) {
+    let budget = Budget::new(u64::MAX / 2, 0);
+    let (sender, answers) = crossbeam_channel::unbounded();
+    let queue = pool.queue();
+    let start = Instant::now();
+    let mut sent = 0;
+    for object in sample {
+        if start.elapsed() > PROBE {
+            break;
+        }
+        let Ok(bytes) = source.read(object) else { continue };
+        let sender = sender.clone();
+        let work = Work {
+            bytes,
+            params: params.clone(),
+            ticket: budget.open(),
+            cancelled: Arc::new(AtomicBool::new(false)),
+            reply: Box::new(move |_| {
+                // The receiver outlives the probe.
+                let _ = sender.send(Instant::now());
+            }),
+        };
+        if queue.send(work).is_err() {
+            break;
+        }
+        sent += 1;
+    }
+    drop((sender, queue));
+    let times: Vec<Instant> = answers.iter().collect();
+    let warm = pool.workers().min(times.len().saturating_sub(1));
+    let rate = match (times.get(warm.saturating_sub(1)), times.last()) {
+        (Some(&first), Some(&last)) if last > first && warm > 0 => {
+            Some((times.len() - warm) as f64 / (last - first).as_secs_f64())
+        }
+        _ => None,
+    };
+    (sent, rate)
+}

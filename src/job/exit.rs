@@ -1,0 +1,93 @@
+//! Exit codes, and which error means which.
+
+use crate::store::{Class, LockError, StoreError};
+
+/// What the process says with its exit code. Schedulers act on these; they never change meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Everything asked for is committed and no picture failed.
+    Done = 0,
+    /// Unexpected or transient: running again may help.
+    Failed = 1,
+    /// Usage, configuration, model, fingerprint, permissions: running again does not help.
+    Refused = 2,
+    /// All committed, but some pictures failed.
+    SomeFailed = 3,
+    /// Stopped by a failure threshold.
+    Threshold = 4,
+    /// The listing found no picture.
+    Empty = 5,
+    /// Another run holds the lock.
+    Locked = 11,
+    /// Interrupted; the same command goes on.
+    Interrupted = 75,
+}
+
+/// The table of exit codes for `--help`.
+pub const EXIT_HELP: &str = "\
+Exit codes:
+  0    all committed, no picture failed
+  1    unexpected or transient (disk full, timeout): running again may help
+  2    usage, configuration, model, another fingerprint, permissions
+  3    all committed, but some pictures failed (their lines say why)
+  4    stopped by a failure threshold
+  5    no picture found (--allow-empty: 0)
+  11   another run holds the lock (--if-locked skip: 0)
+  75   interrupted, resumable: run the same command again
+  130, 143   stopped at once by a second signal; still resumable";
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        std::process::ExitCode::from(exit as u8)
+    }
+}
+
+/// Why a command could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// The request itself is wrong: flags, job file, model, input.
+    #[error("{0}")]
+    Usage(String),
+    /// The output belongs to a job with other settings.
+    #[error("{0}")]
+    Fingerprint(String),
+    /// The output holds something that is not this job's.
+    #[error("{0}")]
+    Foreign(String),
+    /// A published file is not what haul published.
+    #[error("{0}")]
+    Damaged(String),
+    /// The input holds no picture.
+    #[error("{0}")]
+    Empty(String),
+    /// A thread or the machine failed.
+    #[error("{0}")]
+    Internal(String),
+    /// A store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The lock was not had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+}
+
+impl JobError {
+    /// The exit code for this error.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            JobError::Usage(_) | JobError::Fingerprint(_) | JobError::Foreign(_) => Exit::Refused,
+            JobError::Damaged(_) | JobError::Internal(_) => Exit::Failed,
+            JobError::Empty(_) => Exit::Empty,
+            JobError::Lock(LockError::Held(_)) => Exit::Locked,
+            JobError::Lock(LockError::Refused { .. }) => Exit::Refused,
+            JobError::Store(error) | JobError::Lock(LockError::Store(error)) => {
+                match error.class() {
+                    Class::Denied => Exit::Refused,
+                    Class::Full | Class::Transient => Exit::Failed,
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Other programs' forms of a job's lines. Each streams; none holds the whole.
+
+mod coco;
+mod csv;
+mod yolo;
+
+use std::io::Write;
+use std::path::Path;
+
+use super::exit::JobError;
+use super::line::Line;
+use super::manifest::part_name;
+use super::survey::Survey;
+use crate::store::StoreError;
+
+/// What an export came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exported {
+    /// Pictures with detections, maybe none.
+    pub pictures: u64,
+    /// Detections.
+    pub detections: u64,
+    /// Pictures with an error: a row in CSV, left out of the other forms.
+    pub failed: u64,
+}
+
+/// The forms there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One JSON file with images, categories and annotations.
+    Coco,
+    /// One row for each detection, and one for each picture without any.
+    Csv,
+    /// A text file for each picture, in a mirrored tree.
+    Yolo,
+}
+
+/// Writes a job's committed lines in another form, to a file (`-` is stdout) or, for YOLO, a folder.
+///
+/// # Errors
+/// When the job is not finished and `partial` is not set, a part is damaged, or the target cannot
+/// be written.
+pub fn export(output: &Path, form: Form, to: &Path, partial: bool) -> Result<Exported, JobError> {
+    let survey = Survey::open(output)?;
+    if survey.manifest.success()?.is_none() && !partial {
+        let out = output.display();
+        return Err(JobError::Usage(format!(
+            "`{out}` is not finished (haul resume {out}; or --partial exports what there is)"
+        )));
+    }
+    if form == Form::Yolo {
+        return yolo::export(&survey, to);
+    }
+    let fault = |error| StoreError::new("write", to, error);
+    if to == Path::new("-") {
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        let exported = write(&survey, form, &mut out)?;
+        out.flush().map_err(fault)?;
+        return Ok(exported);
+    }
+    let folder = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = tempfile::NamedTempFile::new_in(folder).map_err(fault)?;
+    let mut out = std::io::BufWriter::new(file);
+    let exported = write(&survey, form, &mut out)?;
+    let file = out.into_inner().map_err(|error| fault(error.into_error()))?;
+    file.as_file().sync_all().map_err(fault)?;
+    file.persist(to).map_err(|error| fault(error.error))?;
+    Ok(exported)
+}
+
+fn write(survey: &Survey, form: Form, out: &mut impl Write) -> Result<Exported, JobError> {
+    match form {
+        Form::Coco => coco::export(survey, out),
+        Form::Csv => csv::export(survey, out),
+        Form::Yolo => unreachable!("it has its own writer"),
+    }
+}
+
+/// Visits every committed line in plan order.
+fn lines(
+    survey: &Survey,
+    mut visitor: impl FnMut(Line) -> Result<(), JobError>,
+) -> Result<(), JobError> {
+    survey.visit(|batch, _, record| {
+        if record.is_none() {
+            return Ok(());
+        }
+        let name = part_name(batch.id);
+        let damaged = |what: String| JobError::Damaged(format!("{name}: {what} (try haul verify)"));
+        let part =
+            survey.manifest.part(batch.id)?.ok_or_else(|| damaged("it is missing".into()))?;
+        for line in part.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
+            visitor(Line::parse(line).map_err(damaged)?)?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// A fault while writing the export.
+fn io_error(error: std::io::Error) -> JobError {
+    JobError::Store(StoreError::new("write", "the export", error))
+}

@@ -1,0 +1,131 @@
+//! What a job's output depends on. Another fingerprint on the same output is refused.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::exit::JobError;
+use super::line::LINE_SCHEMA;
+use super::spec::{Input, Spec};
+use crate::picture::{DECODERS, Truncated};
+use crate::store::IdentityKind;
+
+/// Rises whenever output bytes may change for the same inputs and numeric class.
+pub const NUMERICS_VERSION: u32 = 1;
+
+/// Named values that decide output bytes.
+pub type Fingerprint = BTreeMap<String, Value>;
+
+/// What the model adds to a fingerprint.
+#[derive(Clone, Debug)]
+pub struct ModelFacts {
+    /// Digest of the checkpoint's file.
+    pub sha256: String,
+    /// Class names by index.
+    pub labels: Vec<String>,
+    /// Longest side of the input, a multiple of 32: asked for, or the model's own.
+    pub imgsz: u32,
+    /// Classes to keep, resolved to indices.
+    pub classes: Option<Vec<u32>>,
+    /// The engine's numeric class.
+    pub numeric_class: String,
+}
+
+/// The fingerprint of a job.
+#[must_use]
+pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
+    let input = match &spec.input {
+        Input::Stdin => "-".to_owned(),
+        Input::Path(path) => {
+            path.components().collect::<std::path::PathBuf>().display().to_string()
+        }
+    };
+    let decode = json!({
+        "decoders": DECODERS,
+        "truncated": match spec.limits.truncated {
+            Truncated::Reject => "reject",
+            Truncated::Accept => "accept",
+        },
+    });
+    let identity = match spec.identity {
+        IdentityKind::Mtime => "mtime",
+        IdentityKind::Size => "size",
+        IdentityKind::Sha256 => "sha256",
+    };
+    let fields = [
+        ("weights", json!(model.sha256)),
+        ("labels", json!(model.labels)),
+        ("numeric_class", json!(model.numeric_class)),
+        ("numerics_version", json!(NUMERICS_VERSION)),
+        ("conf", json!(spec.conf)),
+        ("iou", json!(spec.iou)),
+        ("max_det", json!(spec.max_det)),
+        ("classes", json!(model.classes)),
+        ("agnostic", json!(spec.agnostic)),
+        ("imgsz", json!(model.imgsz)),
+        ("square", json!(spec.square)),
+        ("decode", decode),
+        ("line_schema", json!(LINE_SCHEMA)),
+        ("input", json!(input)),
+        ("include", json!(spec.include)),
+        ("exclude", json!(spec.exclude)),
+        ("hidden", json!(spec.hidden)),
+        ("follow_symlinks", json!(spec.follow_symlinks)),
+        ("identity", json!(identity)),
+        ("limit", json!(spec.limit)),
+        ("since", json!(spec.since)),
+        ("max_payload_bytes", json!(spec.caps.payload)),
+        ("max_images", json!(spec.caps.pictures)),
+        ("max_pixels", json!(spec.limits.max_pixels)),
+        ("max_file_bytes", json!(spec.max_file)),
+        ("max_picture_memory", json!(spec.limits.max_memory)),
+    ];
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Refuses a fingerprint that is not the job's.
+///
+/// # Errors
+/// [`JobError::Fingerprint`] naming each field that differs, with both values.
+pub(super) fn check(job: &Fingerprint, ours: &Fingerprint, output: &str) -> Result<(), JobError> {
+    let nothing = Value::Null;
+    let names: std::collections::BTreeSet<&String> = job.keys().chain(ours.keys()).collect();
+    let mut differences = Vec::new();
+    for name in names {
+        let (was, is) = (job.get(name).unwrap_or(&nothing), ours.get(name).unwrap_or(&nothing));
+        if was != is {
+            differences.push(format!("{name} was {}, is {}", brief(was), brief(is)));
+        }
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(JobError::Fingerprint(format!(
+        "`{output}` holds a job with other settings: {} (use another --output, or --new to start over)",
+        differences.join("; ")
+    )))
+}
+
+fn brief(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= 60 {
+        return text;
+    }
+    text.chars().take(57).chain("...".chars()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_named_with_both_values() {
+        let a = Fingerprint::from([("conf".into(), json!(0.25)), ("iou".into(), json!(0.7))]);
+        let mut b = a.clone();
+        check(&a, &b, "out").unwrap();
+        b.insert("conf".into(), json!(0.5));
+        b.remove("iou");
+        let error = check(&a, &b, "out").unwrap_err().to_string();
+        assert!(error.contains("conf was 0.25, is 0.5; iou was 0.7, is null"), "{error}");
+    }
+}

@@ -1,0 +1,566 @@
+//! The manifest: what a job is, what is committed, what is left. Files and their order, no policy.
+//!
+//! The order is the promise: part durable → commit record; all records → `_SUCCESS.json`. Whoever
+//! reads backwards (success, records, parts) never finds a claim without its proof.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::exit::JobError;
+use super::fingerprint::Fingerprint;
+use super::line::Line;
+use super::plan::{Batch, PlanSummary};
+use super::settings::Settings;
+use crate::store::{PutNew, Store, sha256};
+
+/// The version of the files under `_manifest/` and of `_SUCCESS.json`.
+pub const MANIFEST_SCHEMA: &str = "haul.manifest/1";
+
+const JOB: &str = "_manifest/job.json";
+const PLAN: &str = "_manifest/plan.json";
+const SUCCESS: &str = "_SUCCESS.json";
+const DONE: &str = "_manifest/done";
+const FAILED: &str = "_manifest/failed";
+
+/// `_manifest/job.json`: enough to resume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// [`MANIFEST_SCHEMA`].
+    pub schema: String,
+    /// A random id that records carry.
+    pub id: String,
+    /// Milliseconds since the epoch; orders outputs for `--since`, nothing else.
+    pub created_ms: u64,
+    /// The version of haul that made it.
+    pub haul: String,
+    /// What its bytes depend on.
+    pub fingerprint: Fingerprint,
+    /// Every setting, paths absolute.
+    pub settings: Settings,
+    /// What `--since` resolved to, with the plans' digests; reused on every later run.
+    pub since: Vec<Ancestor>,
+}
+
+/// An output that a `--since` job builds on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ancestor {
+    /// Its folder.
+    pub output: String,
+    /// The digest in its `plan.json`.
+    pub plan_sha256: String,
+}
+
+/// `_manifest/done/ID.json`: a mini-batch is committed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`MANIFEST_SCHEMA`].
+    pub schema: String,
+    /// The job's id.
+    pub job: String,
+    /// The mini-batch.
+    pub batch: u64,
+    /// Lines in the part: one for each planned picture.
+    pub lines: u64,
+    /// Lines with detections, maybe none.
+    pub ok: u64,
+    /// Lines with an error.
+    pub failed: u64,
+    /// Digest of the part.
+    pub sha256: String,
+    /// Detections by label.
+    pub classes: BTreeMap<String, u64>,
+    /// Errors by code.
+    pub errors: BTreeMap<String, u64>,
+    /// Wall time from the first fetch to the commit; 0 when adopted.
+    pub seconds: f64,
+    /// Who committed it.
+    pub host: String,
+    /// Which try it was, from 1.
+    pub attempt: u64,
+}
+
+impl Record {
+    /// Whether two commits of one mini-batch say the same.
+    #[must_use]
+    pub fn agrees(&self, other: &Record) -> bool {
+        (self.batch, self.lines, self.ok, self.failed, &self.sha256)
+            == (other.batch, other.lines, other.ok, other.failed, &other.sha256)
+    }
+}
+
+/// `_manifest/failed/ID-ATTEMPT.json`: why an attempt failed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// [`MANIFEST_SCHEMA`].
+    pub schema: String,
+    /// The job's id.
+    pub job: String,
+    /// The mini-batch.
+    pub batch: u64,
+    /// Which try it was, from 1.
+    pub attempt: u64,
+    /// What went wrong, for people.
+    pub reason: String,
+    /// Who tried.
+    pub host: String,
+}
+
+/// `_SUCCESS.json`: every planned picture has its line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Success {
+    /// [`MANIFEST_SCHEMA`].
+    pub schema: String,
+    /// The job's id.
+    pub job: String,
+    /// Pictures planned: `ok + failed`.
+    pub planned: u64,
+    /// Pictures with detections, maybe none.
+    pub ok: u64,
+    /// Pictures with an error.
+    pub failed: u64,
+    /// Parts, one for each mini-batch.
+    pub parts: u64,
+    /// Digest of the plan.
+    pub plan_sha256: String,
+    /// Digest over the parts' names and digests in order, as `sha256sum part-*` prints them.
+    pub parts_sha256: String,
+}
+
+/// What is kept in memory of a committed mini-batch.
+#[derive(Clone, Debug)]
+pub(super) struct Done {
+    /// Pictures with detections.
+    pub ok: u64,
+    /// Pictures with an error.
+    pub failed: u64,
+    /// Digest of the part.
+    pub sha256: String,
+}
+
+/// The manifest of one output.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    store: Arc<dyn Store>,
+    host: String,
+}
+
+/// The name of a mini-batch's part.
+#[must_use]
+pub fn part_name(batch: u64) -> String {
+    format!("part-{batch:08}.jsonl")
+}
+
+fn record_name(batch: u64) -> String {
+    format!("{DONE}/{batch:08}.json")
+}
+
+impl Manifest {
+    /// The manifest kept in a store.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>) -> Manifest {
+        let host = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
+        Manifest { store, host }
+    }
+
+    /// The store it is kept in.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, JobError> {
+        let Some(bytes) = self.store.read(Path::new(name))? else { return Ok(None) };
+        let value = serde_json::from_slice(&bytes).map_err(|error| self.damaged(name, &error))?;
+        Ok(Some(value))
+    }
+
+    fn damaged(&self, name: &str, what: &dyn std::fmt::Display) -> JobError {
+        JobError::Damaged(format!(
+            "`{}/{name}` is not what haul published: {what} (was it edited, or is the disk failing?)",
+            self.store.describe()
+        ))
+    }
+
+    /// Publishes a value, or checks that what is there is equal enough.
+    fn put_json<T: Serialize + DeserializeOwned>(
+        &self,
+        name: &str,
+        value: &T,
+        same: impl Fn(&T) -> bool,
+    ) -> Result<(), JobError> {
+        if self.store.put_new(Path::new(name), &json_line(value))? == PutNew::Created {
+            return Ok(());
+        }
+        match self.read_json::<T>(name)? {
+            Some(there) if same(&there) => Ok(()),
+            _ => Err(JobError::Damaged(format!(
+                "`{}/{name}` was published by somebody else, and says otherwise",
+                self.store.describe()
+            ))),
+        }
+    }
+
+    /// The job, if there is one.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read, or a newer haul wrote it.
+    pub fn job(&self) -> Result<Option<Job>, JobError> {
+        let job: Option<Job> = match self.store.read(Path::new(JOB))? {
+            None => None,
+            Some(bytes) => {
+                // The schema first: a newer one may have fields that we would call damage.
+                let value: serde_json::Value =
+                    serde_json::from_slice(&bytes).map_err(|error| self.damaged(JOB, &error))?;
+                let schema = value["schema"].as_str().unwrap_or("missing").to_owned();
+                if schema != MANIFEST_SCHEMA {
+                    return Err(JobError::Usage(format!(
+                        "`{}` was made by another haul: its schema is {schema}, ours {MANIFEST_SCHEMA}",
+                        self.store.describe()
+                    )));
+                }
+                Some(serde_json::from_value(value).map_err(|error| self.damaged(JOB, &error))?)
+            }
+        };
+        Ok(job)
+    }
+
+    /// Publishes the job. Whoever was first, the job that is there is returned.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn put_job(&self, job: &Job) -> Result<Job, JobError> {
+        let mut text = serde_json::to_vec_pretty(job).expect("a job is JSON. This is a bug.");
+        text.push(b'\n');
+        self.store.put_new(Path::new(JOB), &text)?;
+        self.job()?
+            .ok_or_else(|| JobError::Internal(format!("{JOB} vanished right after it was written")))
+    }
+
+    /// What the finished plan amounts to, if it is finished.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn plan(&self) -> Result<Option<PlanSummary>, JobError> {
+        self.read_json(PLAN)
+    }
+
+    /// Publishes what the finished plan amounts to.
+    ///
+    /// # Errors
+    /// When another plan is there.
+    pub fn put_plan(&self, plan: &PlanSummary) -> Result<(), JobError> {
+        self.put_json(PLAN, plan, |there| there == plan)
+    }
+
+    /// The success marker, if there is one.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn success(&self) -> Result<Option<Success>, JobError> {
+        self.read_json(SUCCESS)
+    }
+
+    /// Publishes the success marker: plan and all records must be durable.
+    ///
+    /// # Errors
+    /// When another one is there.
+    pub fn put_success(&self, success: &Success) -> Result<(), JobError> {
+        self.put_json(SUCCESS, success, |there| there == success)
+    }
+
+    /// Ids of mini-batches with a record, in order.
+    ///
+    /// # Errors
+    /// When the folder holds something that haul did not put there.
+    pub fn records(&self) -> Result<Vec<u64>, JobError> {
+        self.numbered(DONE, "", ".json")
+    }
+
+    /// Ids of mini-batches with a part, in order.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn parts(&self) -> Result<Vec<u64>, JobError> {
+        let names = self.store.list(Path::new(""))?;
+        Ok(names.iter().filter_map(|name| number(name, "part-", ".jsonl")).collect())
+    }
+
+    fn numbered(&self, folder: &str, prefix: &str, suffix: &str) -> Result<Vec<u64>, JobError> {
+        let names = self.store.list(Path::new(folder))?;
+        let parse = |name: &String| {
+            number(name, prefix, suffix).ok_or_else(|| {
+                JobError::Foreign(format!(
+                    "`{}/{folder}/{name}` is not haul's (move it away, or use --new to start over)",
+                    self.store.describe()
+                ))
+            })
+        };
+        names.iter().map(parse).collect()
+    }
+
+    /// The record of a mini-batch.
+    ///
+    /// # Errors
+    /// When it is not there, cannot be read, or is another job's.
+    pub fn record(&self, job: &Job, batch: u64) -> Result<Record, JobError> {
+        let name = record_name(batch);
+        let record: Record = self
+            .read_json(&name)?
+            .ok_or_else(|| self.damaged(&name, &"it is listed and not there"))?;
+        if record.job != job.id || record.batch != batch {
+            return Err(JobError::Foreign(format!(
+                "`{}/{name}` is a record of another job (use another --output, or --new to start over)",
+                self.store.describe()
+            )));
+        }
+        Ok(record)
+    }
+
+    /// The bytes of a part.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn part(&self, batch: u64) -> Result<Option<Vec<u8>>, JobError> {
+        Ok(self.store.read(Path::new(&part_name(batch)))?)
+    }
+
+    /// Commits a mini-batch: the part, then its record.
+    ///
+    /// # Errors
+    /// When the store fails, or other bytes are there under either name.
+    pub fn commit(&self, part: &[u8], record: &Record) -> Result<(), JobError> {
+        let name = part_name(record.batch);
+        if self.store.put_new(Path::new(&name), part)? == PutNew::Exists
+            && self.store.read(Path::new(&name))?.as_deref() != Some(part)
+        {
+            return Err(JobError::Damaged(format!(
+                "`{}/{name}` holds other lines than this run's; two runs of one job must agree",
+                self.store.describe()
+            )));
+        }
+        self.put_record(record)
+    }
+
+    /// Publishes a record whose part is durable.
+    ///
+    /// # Errors
+    /// When the store fails, or a record that says otherwise is there.
+    pub fn put_record(&self, record: &Record) -> Result<(), JobError> {
+        self.put_json(&record_name(record.batch), record, |there| there.agrees(record))
+    }
+
+    /// The record for a part that a crash left without one, after checking that it is this job's:
+    /// exactly the planned keys, in order.
+    ///
+    /// # Errors
+    /// [`JobError::Foreign`] when it is not.
+    pub fn adopt(&self, job: &Job, batch: &Batch) -> Result<Option<Record>, JobError> {
+        let Some(part) = self.part(batch.id)? else { return Ok(None) };
+        let tally = Tally::of_part(&part, batch).map_err(|what| {
+            JobError::Foreign(format!(
+                "`{}/{}` is not this job's part: {what} (move it away, or use --new to start over)",
+                self.store.describe(),
+                part_name(batch.id)
+            ))
+        })?;
+        let record = tally.record(self, job, batch.id, &part, 0.0, self.attempts(batch.id)? + 1);
+        self.put_record(&record)?;
+        Ok(Some(record))
+    }
+
+    /// How often a mini-batch has failed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn attempts(&self, batch: u64) -> Result<u64, JobError> {
+        let prefix = format!("{batch:08}-");
+        let names = self.store.list(Path::new(FAILED))?;
+        Ok(names.iter().filter_map(|name| number(name, &prefix, ".json")).max().unwrap_or(0))
+    }
+
+    /// Mini-batches that failed at some time, in order.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn failed(&self) -> Result<Vec<u64>, JobError> {
+        let names = self.store.list(Path::new(FAILED))?;
+        let mut ids: Vec<u64> =
+            names.iter().filter_map(|name| name.split('-').next()?.parse().ok()).collect();
+        ids.dedup();
+        Ok(ids)
+    }
+
+    /// Publishes why an attempt failed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn put_failure(&self, job: &Job, batch: u64, reason: &str) -> Result<(), JobError> {
+        let attempt = self.attempts(batch)? + 1;
+        let failure = Failure {
+            schema: MANIFEST_SCHEMA.to_owned(),
+            job: job.id.clone(),
+            batch,
+            attempt,
+            reason: reason.to_owned(),
+            host: self.host.clone(),
+        };
+        let name = format!("{FAILED}/{batch:08}-{attempt}.json");
+        self.store.put_new(Path::new(&name), &json_line(&failure))?;
+        Ok(())
+    }
+
+    /// Removes a job: marker first, identity last, and only names that haul writes.
+    ///
+    /// # Errors
+    /// When something cannot be removed; what is left is still a job, or none.
+    pub fn remove_job(&self) -> Result<(), JobError> {
+        let delete = |name: &str| self.store.delete(Path::new(name));
+        delete(SUCCESS)?;
+        for batch in self.records()? {
+            delete(&record_name(batch))?;
+        }
+        for batch in self.parts()? {
+            delete(&part_name(batch))?;
+        }
+        for name in self.store.list(Path::new(FAILED))? {
+            delete(&format!("{FAILED}/{name}"))?;
+        }
+        delete(PLAN)?;
+        let manifest = self.store.list(Path::new("_manifest"))?;
+        for name in manifest.iter().rev().filter(|n| number(n, "plan-", ".jsonl").is_some()) {
+            delete(&format!("_manifest/{name}"))?;
+        }
+        delete(JOB)?;
+        Ok(())
+    }
+
+    /// What an output without `job.json` holds that is not haul's leavings, if anything.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn first_foreign(&self) -> Result<Option<String>, JobError> {
+        let ours = |name: &&String| name.as_str() != "_manifest";
+        if let Some(name) = self.store.list(Path::new(""))?.iter().find(ours) {
+            return Ok(Some(name.clone()));
+        }
+        let ours = |name: &&String| !matches!(name.as_str(), "lock" | "tmp");
+        let manifest = self.store.list(Path::new("_manifest"))?;
+        Ok(manifest.iter().find(ours).map(|name| format!("_manifest/{name}")))
+    }
+}
+
+/// `123` of `part-00000123.jsonl`.
+fn number(name: &str, prefix: &str, suffix: &str) -> Option<u64> {
+    let digits = name.strip_prefix(prefix)?.strip_suffix(suffix)?;
+    (digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+}
+
+fn json_line<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut text = serde_json::to_vec(value).expect("manifest files are JSON. This is a bug.");
+    text.push(b'\n');
+    text
+}
+
+/// What the lines of a part add up to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Lines with detections.
+    pub ok: u64,
+    /// Lines with an error.
+    pub failed: u64,
+    /// Detections by label.
+    pub classes: BTreeMap<String, u64>,
+    /// Errors by code.
+    pub errors: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    /// Counts a part's lines, and checks that they are those of the mini-batch.
+    ///
+    /// # Errors
+    /// A sentence naming the first line that is not.
+    pub fn of_part(part: &[u8], batch: &Batch) -> Result<Tally, String> {
+        let mut lines = part.split_inclusive(|&b| b == b'\n');
+        let mut tally = Tally::default();
+        for (index, object) in batch.objects.iter().enumerate() {
+            let at = index + 1;
+            let text = lines.next().ok_or_else(|| format!("line {at} is missing"))?;
+            let text = text.strip_suffix(b"\n").ok_or_else(|| format!("line {at} is torn"))?;
+            let line = Line::parse(text).map_err(|error| format!("line {at}: {error}"))?;
+            let key = line.key().map_err(|error| format!("line {at}: {error}"))?;
+            if key != object.key {
+                return Err(format!("line {at} is about `{key}`, the plan says `{}`", object.key));
+            }
+            tally.add(&line);
+        }
+        match lines.next() {
+            Some(_) => Err("it has more lines than the plan".to_owned()),
+            None => Ok(tally),
+        }
+    }
+
+    /// Adds another count to this one.
+    pub fn merge(&mut self, other: Tally) {
+        self.ok += other.ok;
+        self.failed += other.failed;
+        for (label, count) in other.classes {
+            *self.classes.entry(label).or_default() += count;
+        }
+        for (code, count) in other.errors {
+            *self.errors.entry(code).or_default() += count;
+        }
+    }
+
+    fn add(&mut self, line: &Line) {
+        if let Some(error) = &line.error {
+            self.failed += 1;
+            *self.errors.entry(error.code.clone()).or_default() += 1;
+        } else {
+            self.ok += 1;
+        }
+        for detection in line.detections.iter().flatten() {
+            *self.classes.entry(detection.label.clone()).or_default() += 1;
+        }
+    }
+
+    /// The record of a part that adds up to this.
+    #[must_use]
+    pub fn record(
+        self,
+        manifest: &Manifest,
+        job: &Job,
+        batch: u64,
+        part: &[u8],
+        seconds: f64,
+        attempt: u64,
+    ) -> Record {
+        Record {
+            schema: MANIFEST_SCHEMA.to_owned(),
+            job: job.id.clone(),
+            batch,
+            lines: self.ok + self.failed,
+            ok: self.ok,
+            failed: self.failed,
+            sha256: sha256(part),
+            classes: self.classes,
+            errors: self.errors,
+            seconds: (seconds * 1000.0).round() / 1000.0,
+            host: manifest.host.clone(),
+            attempt,
+        }
+    }
+}
+
+/// The digest over all parts in order: of the text that `sha256sum part-*` prints.
+#[must_use]
+pub(super) fn parts_digest<'a>(parts: impl Iterator<Item = (u64, &'a str)>) -> String {
+    use sha2::Digest as _;
+    let mut digest = sha2::Sha256::new();
+    for (batch, sha256) in parts {
+        digest.update(format!("{sha256}  {}\n", part_name(batch)));
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

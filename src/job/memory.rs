@@ -1,0 +1,124 @@
+//! Who gets how much of the memory budget.
+
+use super::exit::JobError;
+
+/// The default budget, unless all workers need more.
+const DEFAULT: u64 = 384 << 20;
+
+/// Fetched ahead at least, where the default rule decides.
+const AHEAD: u64 = 64 << 20;
+
+/// What a job needs, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Needs {
+    /// The weights, shared by all workers.
+    pub weights: u64,
+    /// Working memory of one worker for the largest input.
+    pub arena: u64,
+    /// Lines of the mini-batches that may be open at once.
+    pub parts: u64,
+    /// The largest picture allowed: file and pixels.
+    pub picture: u64,
+}
+
+/// A budget, divided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shares {
+    /// The whole.
+    pub budget: u64,
+    /// Workers that fit.
+    pub workers: usize,
+    /// For all pictures in flight.
+    pub free: u64,
+    /// For the oldest picture in flight alone.
+    pub reserve: u64,
+    /// Something to tell the user, once.
+    pub note: Option<String>,
+}
+
+/// Divides `budget` (or the default) for up to `workers` workers.
+///
+/// # Errors
+/// [`JobError::Usage`] naming the need when not even one worker fits.
+pub(super) fn divide(
+    budget: Option<u64>,
+    workers: usize,
+    needs: Needs,
+) -> Result<Shares, JobError> {
+    let fixed = needs.weights + needs.parts + needs.picture;
+    let wanted = fixed + needs.arena * workers as u64;
+    let budget = budget.unwrap_or_else(|| DEFAULT.max(wanted + AHEAD));
+    let Some(left) = budget.checked_sub(fixed + needs.arena) else {
+        return Err(JobError::Usage(format!(
+            "--memory-budget is {} and one worker needs {}: weights {}, working memory {}, open \
+             parts {}, and {} for the largest picture allowed (raise the budget, or lower \
+             --max-picture-memory, --imgsz or --max-images)",
+            mib(budget),
+            mib(fixed + needs.arena),
+            mib(needs.weights),
+            mib(needs.arena),
+            mib(needs.parts),
+            mib(needs.picture),
+        )));
+    };
+    let more = left.checked_div(needs.arena).unwrap_or(u64::MAX);
+    let fitting = usize::try_from(more).unwrap_or(usize::MAX).saturating_add(1).min(workers);
+    let note = (fitting < workers).then(|| {
+        format!(
+            "the memory budget of {} has room for {fitting} of {workers} workers; {} would do for all",
+            mib(budget),
+            mib(wanted),
+        )
+    });
+    let free = left - needs.arena * (fitting as u64 - 1);
+    Ok(Shares { budget, workers: fitting, free, reserve: needs.picture, note })
+}
+
+/// Bytes in MiB, for people.
+#[must_use]
+pub fn mib(bytes: u64) -> String {
+    format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// The most memory this process has held so far (VmHWM), in bytes, where the system tells.
+#[must_use]
+pub fn peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEEDS: Needs =
+        Needs { weights: 10 << 20, arena: 50 << 20, parts: 6 << 20, picture: 100 << 20 };
+
+    #[test]
+    fn the_default_fits_all_workers() {
+        assert_eq!(divide(None, 2, NEEDS).unwrap().budget, 384 << 20);
+        let many = divide(None, 64, NEEDS).unwrap();
+        assert_eq!((many.workers, many.note), (64, None));
+    }
+
+    #[test]
+    fn too_little_for_all_means_fewer_workers_said_once() {
+        let shares = divide(Some(220 << 20), 4, NEEDS).unwrap();
+        assert_eq!((shares.workers, shares.free, shares.reserve), (2, 4 << 20, 100 << 20));
+        assert!(shares.note.unwrap().contains("room for 2 of 4 workers; 316 MiB would do"));
+        assert_eq!(divide(Some(166 << 20), 4, NEEDS).unwrap().workers, 1);
+    }
+
+    #[test]
+    fn too_little_for_one_names_the_need() {
+        let error = divide(Some(165 << 20), 4, NEEDS).unwrap_err().to_string();
+        assert!(error.contains("is 165 MiB and one worker needs 166 MiB"), "{error}");
+    }
+
+    #[test]
+    fn the_peak_is_known_on_linux() {
+        assert!(peak().unwrap() > 1 << 20);
+    }
+}

@@ -1,0 +1,265 @@
+//! Reading and growing the plan's chain of segments.
+//!
+//! Several listers may grow one chain: each reads the next segment before it lists for it, and a
+//! loser of the race for a name adopts the winner's segment and lists on after its last key.
+
+use std::path::Path;
+
+use super::exit::JobError;
+use super::plan::{Caps, Cutter, PlanSummary, Segment, segment_digest, segment_name};
+use super::since::Known;
+use crate::store::{Key, Listed, Listing, Object, PutNew, Select, Source, Store};
+
+/// Reads the segments of a chain in order, checking each against the one before.
+pub struct Chain<'a> {
+    store: &'a dyn Store,
+    summary: PlanSummary,
+    after: Option<Key>,
+    ended: bool,
+}
+
+impl<'a> Chain<'a> {
+    /// Starts before the first segment.
+    #[must_use]
+    pub fn new(store: &'a dyn Store) -> Chain<'a> {
+        Chain { store, summary: PlanSummary::default(), after: None, ended: false }
+    }
+
+    /// What has been read so far.
+    #[must_use]
+    pub fn summary(&self) -> &PlanSummary {
+        &self.summary
+    }
+
+    /// Whether the last segment has been read.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// The next segment, or `None` where it is not published yet or the chain has ended.
+    ///
+    /// # Errors
+    /// When a segment is not what haul published.
+    pub fn next(&mut self) -> Result<Option<Segment>, JobError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let name = segment_name(self.summary.segments);
+        let Some(text) = self.store.read(Path::new(&name))? else { return Ok(None) };
+        let segment = self.check(&text).map_err(|what| {
+            JobError::Damaged(format!(
+                "`{}/{name}` is not what haul published: {what} (was it edited, or is the disk failing?)",
+                self.store.describe()
+            ))
+        })?;
+        self.accept(&segment, &text);
+        Ok(Some(segment))
+    }
+
+    fn check(&self, text: &[u8]) -> Result<Segment, String> {
+        let segment = Segment::decode(text)?;
+        let previous = (self.summary.segments > 0).then_some(self.summary.sha256.as_str());
+        if segment.number != self.summary.segments || segment.previous.as_deref() != previous {
+            return Err("it does not follow the segment before it".to_owned());
+        }
+        let ids = segment.batches.iter().map(|batch| batch.id);
+        if !ids.eq((self.summary.batches..).take(segment.batches.len())) {
+            return Err("its mini-batches are not numbered on".to_owned());
+        }
+        if let (Some(before), Some(first)) = (&self.after, segment.first_key())
+            && first <= before
+        {
+            return Err("its keys do not come after those of the segment before it".to_owned());
+        }
+        Ok(segment)
+    }
+
+    fn accept(&mut self, segment: &Segment, text: &[u8]) {
+        self.summary.add(segment, &segment_digest(text));
+        self.after = segment.last_key().cloned().or(self.after.take());
+        self.ended = segment.last;
+    }
+}
+
+/// What a lister needs to know of a job.
+#[derive(Clone, Copy)]
+pub struct Terms<'a> {
+    /// The input.
+    pub source: &'a dyn Source,
+    /// Which names are planned.
+    pub select: &'a dyn Select,
+    /// What a mini-batch may hold.
+    pub caps: Caps,
+    /// Most pictures.
+    pub limit: Option<u64>,
+    /// The outputs named by `--since`.
+    pub known: Option<&'a Known>,
+}
+
+impl<'a> Terms<'a> {
+    /// The objects that a plan of these terms holds, in order, and what is only counted.
+    ///
+    /// # Errors
+    /// When the input cannot be listed.
+    pub fn list(&self, after: Option<&Key>, planned: u64) -> Result<Listing<'a>, JobError> {
+        let listing = self.source.list(self.select, after)?;
+        let listing: Listing<'a> = match self.known {
+            None => listing,
+            Some(known) => Box::new(known.filter(listing)?),
+        };
+        let mut left = self.limit.map_or(u64::MAX, |limit| limit.saturating_sub(planned));
+        Ok(Box::new(listing.map_while(move |item| {
+            if matches!(item, Ok(Listed::Object(_))) {
+                left = left.checked_sub(1)?;
+            }
+            Some(item)
+        })))
+    }
+}
+
+/// Grows a chain to its end, a segment at a time.
+pub struct Planner<'a> {
+    chain: Chain<'a>,
+    terms: Terms<'a>,
+    listing: Option<(Listing<'a>, Cutter)>,
+}
+
+impl<'a> Planner<'a> {
+    /// A planner on whatever part of the chain there is.
+    #[must_use]
+    pub fn new(store: &'a dyn Store, terms: Terms<'a>) -> Planner<'a> {
+        Planner { chain: Chain::new(store), terms, listing: None }
+    }
+
+    /// What has been planned so far.
+    #[must_use]
+    pub fn summary(&self) -> &PlanSummary {
+        self.chain.summary()
+    }
+
+    /// Whether the plan has come to its end.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.chain.ended()
+    }
+
+    /// The next segment, durable; `None` after the last.
+    ///
+    /// # Errors
+    /// When the input cannot be listed or the segment cannot be published.
+    pub fn next(&mut self) -> Result<Option<Segment>, JobError> {
+        if let Some(segment) = self.chain.next()? {
+            // Somebody was faster: what we have listed may overlap it.
+            self.listing = None;
+            return Ok(Some(segment));
+        }
+        if self.chain.ended() {
+            return Ok(None);
+        }
+        let segment = self.cut()?;
+        let text = segment.encode();
+        let name = segment_name(segment.number);
+        match self.chain.store.put_new(Path::new(&name), &text)? {
+            PutNew::Created => {
+                self.chain.accept(&segment, &text);
+                Ok(Some(segment))
+            }
+            PutNew::Exists => self.next(),
+        }
+    }
+
+    fn cut(&mut self) -> Result<Segment, JobError> {
+        let summary = self.chain.summary();
+        let previous = (summary.segments > 0).then(|| summary.sha256.clone());
+        let (listing, cutter) = match &mut self.listing {
+            Some(open) => (&mut open.0, &mut open.1),
+            none => {
+                let listing = self.terms.list(self.chain.after.as_ref(), summary.pictures)?;
+                let cutter = Cutter::new(self.terms.caps, summary.segments, summary.batches);
+                let open = none.insert((listing, cutter));
+                (&mut open.0, &mut open.1)
+            }
+        };
+        let mut last: Option<Key> = None;
+        for item in listing {
+            match item? {
+                Listed::Skipped(reason) => cutter.skip(reason),
+                Listed::Object(object) => {
+                    // The whole plan rests on this order; a store that breaks it is named.
+                    if last.as_ref().is_some_and(|last| object.key <= *last) {
+                        return Err(JobError::Usage(format!(
+                            "`{}` does not list in byte order: `{}` came after a later key",
+                            self.terms.source.describe(),
+                            object.key
+                        )));
+                    }
+                    last = Some(object.key.clone());
+                    if let Some(segment) = cutter.push(object, previous.as_deref()) {
+                        return Ok(segment);
+                    }
+                }
+            }
+        }
+        let (_, cutter) = self.listing.take().expect("it was opened above. This is a bug.");
+        Ok(cutter.finish(previous.as_deref()))
+    }
+}
+
+/// How an input differs from the plan made of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// Listed, not planned.
+    pub new: u64,
+    /// Planned, and another version now.
+    pub changed: u64,
+    /// Planned, not listed.
+    pub gone: u64,
+}
+
+/// Lists again and compares with the finished plan.
+///
+/// # Errors
+/// When the input cannot be listed, or the plan read.
+pub fn drift(store: &dyn Store, terms: Terms<'_>) -> Result<Drift, JobError> {
+    let mut chain = Chain::new(store);
+    let mut planned: std::collections::VecDeque<Object> = std::collections::VecDeque::new();
+    let mut refill = |planned: &mut std::collections::VecDeque<Object>| -> Result<(), JobError> {
+        while planned.is_empty() {
+            let Some(segment) = chain.next()? else { break };
+            planned.extend(segment.batches.into_iter().flat_map(|batch| batch.objects));
+        }
+        Ok(())
+    };
+    let mut drift = Drift::default();
+    for item in terms.list(None, 0)? {
+        let Listed::Object(object) = item? else { continue };
+        loop {
+            refill(&mut planned)?;
+            match planned.front() {
+                Some(before) if before.key < object.key => {
+                    drift.gone += 1;
+                    planned.pop_front();
+                }
+                Some(before) if before.key == object.key => {
+                    let same = (before.size, &before.identity) == (object.size, &object.identity);
+                    drift.changed += u64::from(!same);
+                    planned.pop_front();
+                    break;
+                }
+                _ => {
+                    drift.new += 1;
+                    break;
+                }
+            }
+        }
+    }
+    loop {
+        refill(&mut planned)?;
+        if planned.is_empty() {
+            return Ok(drift);
+        }
+        drift.gone += planned.len() as u64;
+        planned.clear();
+    }
+}

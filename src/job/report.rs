@@ -1,0 +1,227 @@
+//! The closing summary: for people on stderr, for programs as JSON on stdout.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::memory::mib;
+use crate::store::Skip;
+
+/// Thread-seconds by stage.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Stages {
+    /// Listing and planning.
+    pub list: f64,
+    /// Reading files.
+    pub fetch: f64,
+    /// Bytes to upright RGB.
+    pub decode: f64,
+    /// RGB to network input.
+    pub letterbox: f64,
+    /// The network.
+    pub infer: f64,
+    /// Choosing boxes.
+    pub boxes: f64,
+    /// Drawing annotated pictures.
+    pub draw: f64,
+    /// Publishing parts, records and annotated pictures.
+    pub write: f64,
+    /// Workers waiting for pictures.
+    pub idle: f64,
+    /// Workers waiting for memory.
+    pub memory: f64,
+}
+
+/// What a run did, and what the job amounts to now.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// The output's folder.
+    pub output: String,
+    /// `done`, `interrupted`, `stopped`, `failed`.
+    pub state: String,
+    /// The exit code.
+    pub exit: u8,
+    /// Pictures planned, as far as the plan goes.
+    pub planned: u64,
+    /// Whether the plan is complete.
+    pub plan_complete: bool,
+    /// Pictures committed with detections, maybe none.
+    pub ok: u64,
+    /// Pictures committed with an error.
+    pub failed: u64,
+    /// Mini-batches planned.
+    pub batches: u64,
+    /// Mini-batches committed.
+    pub committed: u64,
+    /// Mini-batches that this run gave up on.
+    pub given_up: u64,
+    /// Parts that an earlier crash had left without a record.
+    pub adopted: u64,
+    /// Names that were listed and not planned, by reason.
+    pub skipped: BTreeMap<String, u64>,
+    /// Detections by label.
+    pub classes: BTreeMap<String, u64>,
+    /// Errors by code.
+    pub errors: BTreeMap<String, u64>,
+    /// Pictures that this run worked on.
+    pub pictures: u64,
+    /// Wall time of this run's work, without loading the model.
+    pub seconds: f64,
+    /// `pictures / seconds`.
+    pub images_per_second: f64,
+    /// Worker threads.
+    pub workers: usize,
+    /// The engine's numeric class.
+    pub numeric_class: String,
+    /// Thread-seconds by stage.
+    pub stages: Stages,
+    /// The budget in bytes.
+    pub memory_budget: u64,
+    /// The most memory the process held, in bytes.
+    pub peak_memory: Option<u64>,
+    /// One sentence.
+    pub bound: String,
+}
+
+impl Report {
+    /// Fills in the sentence that says what bounded the run.
+    pub fn judge(&mut self) {
+        let stages = self.stages;
+        let available = self.seconds * self.workers as f64;
+        let mut shares = [
+            ("the network", stages.infer),
+            ("decoding", stages.decode),
+            ("letterboxing", stages.letterbox),
+            ("choosing boxes", stages.boxes),
+            ("drawing annotated pictures", stages.draw),
+            ("the memory budget", stages.memory),
+            ("waiting for pictures", stages.idle),
+        ];
+        shares.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let (name, seconds) = shares[0];
+        self.bound = if self.pictures == 0 || available <= 0.0 {
+            "Nothing was left to do.".to_owned()
+        } else {
+            let percent = (100.0 * seconds / available).min(100.0);
+            match name {
+                "waiting for pictures" => {
+                    let feeders = [
+                        ("reading files", stages.fetch),
+                        ("listing", stages.list),
+                        ("writing results", stages.write),
+                    ];
+                    let (what, busy) = feeders
+                        .into_iter()
+                        .max_by(|a, b| a.1.total_cmp(&b.1))
+                        .unwrap_or(("reading files", 0.0));
+                    let share = (100.0 * busy / self.seconds).min(100.0);
+                    format!(
+                        "Bounded by the supply of pictures: workers waited {percent:.0} % of their \
+                         time; {what} took {share:.0} % of the run."
+                    )
+                }
+                "the memory budget" => format!(
+                    "Bounded by the memory budget: workers waited for memory {percent:.0} % of \
+                     their time (--memory-budget)."
+                ),
+                _ => format!("Bounded by {name}: {percent:.0} % of the workers' time."),
+            }
+        };
+    }
+
+    /// The summary for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |words: std::fmt::Arguments<'_>| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{words}");
+        };
+        let complete = if self.plan_complete { "" } else { " so far" };
+        line(format_args!(
+            "{}: {} planned{complete}, {} ok, {} failed, {} of {} mini-batches committed",
+            self.state, self.planned, self.ok, self.failed, self.committed, self.batches
+        ));
+        if self.given_up > 0 {
+            line(format_args!(
+                "{} mini-batches could not be finished; {}/_manifest/failed says why, and the same \
+                 command tries them again",
+                self.given_up, self.output
+            ));
+        }
+        if self.adopted > 0 {
+            line(format_args!("{} parts left by an interrupted run were adopted", self.adopted));
+        }
+        for (code, count) in &self.errors {
+            line(format_args!("  {count} × {code}"));
+        }
+        for skip in Skip::ALL {
+            if let Some(count) = self.skipped.get(skip.as_str()) {
+                line(format_args!("not planned: {count} {}", skip.explain()));
+            }
+        }
+        if !self.classes.is_empty() {
+            let mut classes: Vec<(&String, &u64)> = self.classes.iter().collect();
+            classes.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+            let more = classes.len().saturating_sub(12);
+            let mut words: Vec<String> =
+                classes.iter().take(12).map(|(label, count)| format!("{label} {count}")).collect();
+            if more > 0 {
+                words.push(format!("{more} more classes"));
+            }
+            line(format_args!("found: {}", words.join(", ")));
+        }
+        if self.pictures > 0 {
+            line(format_args!(
+                "{} pictures in {:.1} s, {:.2} images/s, {} workers, {}",
+                self.pictures,
+                self.seconds,
+                self.images_per_second,
+                self.workers,
+                self.numeric_class
+            ));
+            let s = &self.stages;
+            let draw = if s.draw > 0.0 { format!(", draw {:.2}", s.draw) } else { String::new() };
+            line(format_args!(
+                "seconds by stage: list {:.2}, fetch {:.2}, decode {:.2}, letterbox {:.2}, infer \
+                 {:.2}, boxes {:.2}{draw}, write {:.2}",
+                s.list, s.fetch, s.decode, s.letterbox, s.infer, s.boxes, s.write
+            ));
+            if let Some(peak) = self.peak_memory {
+                line(format_args!(
+                    "peak memory {} of a budget of {}",
+                    mib(peak),
+                    mib(self.memory_budget)
+                ));
+            }
+            line(format_args!("{}", self.bound));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bound(stages: Stages) -> String {
+        let mut report =
+            Report { pictures: 5, seconds: 10.0, workers: 2, stages, ..Report::default() };
+        report.judge();
+        report.bound
+    }
+
+    #[test]
+    fn the_verdict_names_the_largest_share() {
+        let text = bound(Stages { infer: 18.0, decode: 1.0, ..Stages::default() });
+        assert_eq!(text, "Bounded by the network: 90 % of the workers' time.");
+        let text = bound(Stages { idle: 15.0, fetch: 9.0, infer: 4.0, ..Stages::default() });
+        assert!(
+            text.contains("workers waited 75 % of their time; reading files took 90 %"),
+            "{text}"
+        );
+        let text = bound(Stages { memory: 12.0, infer: 4.0, ..Stages::default() });
+        assert!(text.contains("memory budget"), "{text}");
+    }
+}

@@ -1,0 +1,304 @@
+//! From a specification to a job that may be worked on: model, lock, fingerprint, first listing.
+//!
+//! The order matters to the next run: nothing is written before the model could be read, and no
+//! job before there is something to plan.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::exit::JobError;
+use super::fingerprint::{ModelFacts, check, fingerprint};
+use super::manifest::{Job, MANIFEST_SCHEMA, Manifest};
+use super::plan::segment_name;
+use super::planner::Terms;
+use super::select::Names;
+use super::since::{Known, resolve};
+use super::spec::{IfLocked, Input, Spec};
+use super::terminal::Terminal;
+use crate::engine::{self, Engine};
+use crate::model;
+use crate::store::{
+    Listed, LocalSource, LocalStore, Lock, LockError, Skip, Source, SourceOptions, Store,
+};
+
+/// The lock's name in an output.
+const LOCK: &str = "_manifest/lock";
+
+/// A loaded model and what the job asks of it.
+pub struct Loaded {
+    /// Executes the network.
+    pub engine: Arc<dyn Engine>,
+    /// Digest, labels, size, classes, numeric class.
+    pub facts: ModelFacts,
+}
+
+/// A job that this process may work on, for as long as it holds this.
+pub struct Session {
+    /// The validated request.
+    pub spec: Spec,
+    /// The model.
+    pub loaded: Loaded,
+    /// The manifest of the output.
+    pub manifest: Manifest,
+    /// The job in it.
+    pub job: Job,
+    /// The input.
+    pub source: Arc<dyn Source>,
+    /// Which names are planned.
+    pub names: Arc<Names>,
+    /// What `--since` knows.
+    pub known: Option<Arc<Known>>,
+    _lock: Option<Lock>,
+}
+
+impl Session {
+    /// What a lister needs.
+    #[must_use]
+    pub fn terms(&self) -> Terms<'_> {
+        Terms {
+            source: &*self.source,
+            select: &*self.names,
+            caps: self.spec.caps,
+            limit: self.spec.limit,
+            known: self.known.as_deref(),
+        }
+    }
+}
+
+/// How a session came out.
+pub enum Opened {
+    /// There is a job to work on.
+    Job(Box<Session>),
+    /// Another run holds the output, and that is fine (`--if-locked skip`).
+    Skipped(String),
+    /// There is nothing to plan, and that is fine (`--allow-empty`).
+    Nothing(String),
+}
+
+/// Reads the model that a job asks for.
+///
+/// # Errors
+/// When it cannot be read, is no YOLOv8 detector, or lacks a class that was asked for.
+pub fn load_model(spec: &Spec) -> Result<Loaded, JobError> {
+    let usage = |error: String| JobError::Usage(error);
+    let model = model::read(&spec.model).map_err(|error| usage(error.to_string()))?;
+    let labels = model.network.labels.clone();
+    let own = u32::try_from(model.info.imgsz).unwrap_or(640).clamp(32, 8192);
+    let imgsz = spec.imgsz.unwrap_or(own).next_multiple_of(32);
+    let classes =
+        spec.classes.as_ref().map(|wanted| resolve_classes(wanted, &labels)).transpose()?;
+    let sha256 = model.sha256;
+    let engine = engine::load(Arc::new(model.network)).map_err(|error| usage(error.to_string()))?;
+    let numeric_class = engine.numeric_class().to_owned();
+    Ok(Loaded { engine, facts: ModelFacts { sha256, labels, imgsz, classes, numeric_class } })
+}
+
+fn resolve_classes(wanted: &[String], labels: &[String]) -> Result<Vec<u32>, JobError> {
+    let mut classes = Vec::new();
+    for word in wanted {
+        let word = word.trim();
+        let by_name = labels.iter().position(|label| label == word);
+        let by_number = || word.parse::<usize>().ok().filter(|&index| index < labels.len());
+        let Some(index) = by_name.or_else(by_number) else {
+            return Err(JobError::Usage(format!(
+                "--classes: the model has no class `{word}`; it has {}",
+                labels.join(", ")
+            )));
+        };
+        classes.push(index as u32);
+    }
+    classes.sort_unstable();
+    classes.dedup();
+    Ok(classes)
+}
+
+/// Opens the input of a job.
+///
+/// # Errors
+/// When it does not exist or may not be read.
+pub fn open_source(spec: &Spec) -> Result<Arc<dyn Source>, JobError> {
+    let mut avoid = vec![spec.output.clone()];
+    avoid.extend(spec.annotate.clone());
+    let options =
+        SourceOptions { follow_symlinks: spec.follow_symlinks, identity: spec.identity, avoid };
+    let source = match &spec.input {
+        Input::Stdin => {
+            let folder = std::env::current_dir().unwrap_or_default();
+            LocalSource::from_lines(std::io::stdin().lock(), &folder, options)?
+        }
+        Input::Path(path) => {
+            // A missing input is a mistake in the request, not a passing fault.
+            if let Err(error) = std::fs::metadata(path) {
+                return Err(JobError::Usage(format!("--input `{}`: {error}", path.display())));
+            }
+            if same_place(path, &spec.output) {
+                return Err(JobError::Usage(format!(
+                    "--input and --output are the same folder, `{}`",
+                    path.display()
+                )));
+            }
+            LocalSource::open(path, options)?
+        }
+    };
+    Ok(Arc::new(source))
+}
+
+fn same_place(a: &Path, b: &Path) -> bool {
+    let canonical = |path: &Path| path.canonicalize().ok();
+    a == b || canonical(a).is_some_and(|a| canonical(b) == Some(a))
+}
+
+/// The store of an output.
+#[must_use]
+pub fn open_output(output: &Path) -> Arc<dyn Store> {
+    Arc::new(LocalStore::new(output, "_manifest/tmp"))
+}
+
+/// Takes the output's lock, as the job asks.
+///
+/// # Errors
+/// When it is held, or the file system has no locks.
+fn lock(spec: &Spec) -> Result<Option<Lock>, JobError> {
+    if spec.no_lock {
+        return Ok(None);
+    }
+    let patience = match spec.if_locked {
+        IfLocked::Wait(time) => time,
+        IfLocked::Fail | IfLocked::Skip => Duration::ZERO,
+    };
+    let path = spec.output.join(LOCK);
+    let folder = path.parent().unwrap_or(&spec.output);
+    std::fs::create_dir_all(folder)
+        .map_err(|error| crate::store::StoreError::new("make the folder", folder, error))?;
+    Ok(Some(Lock::acquire(&path, patience)?))
+}
+
+/// Opens a job for `run`, `plan` and `resume`: takes the lock and settles what the job is.
+///
+/// # Errors
+/// [`JobError`] with the exit code that the design gives to each case.
+pub fn open(spec: Spec, start_over: bool, terminal: &Terminal) -> Result<Opened, JobError> {
+    let loaded = load_model(&spec)?;
+    let source = open_source(&spec)?;
+    let names = Arc::new(Names::new(&spec)?);
+    let lock = match lock(&spec) {
+        Err(JobError::Lock(LockError::Held(holder))) => {
+            let text = format!("`{}` is in use by {holder}", spec.output.display());
+            return match spec.if_locked {
+                IfLocked::Skip => Ok(Opened::Skipped(format!("{text}; nothing to do here"))),
+                _ => Err(JobError::Lock(LockError::Held(text))),
+            };
+        }
+        other => other?,
+    };
+    if start_over && lock.is_none() {
+        return Err(JobError::Usage("--new needs the lock; it does not go with --no-lock".into()));
+    }
+    let store = open_output(&spec.output);
+    let manifest = Manifest::new(store.clone());
+    if lock.is_some() {
+        store.clear_temporaries()?;
+    }
+    let ours = fingerprint(&spec, &loaded.facts);
+    let output = spec.output.display().to_string();
+    let mut job = manifest.job()?.filter(|_| !start_over);
+    match &job {
+        Some(job) => check(&job.fingerprint, &ours, &output)?,
+        None if start_over => {}
+        None => {
+            if let Some(name) = manifest.first_foreign()? {
+                return Err(JobError::Usage(format!(
+                    "`{output}` is not empty and holds no job of haul: there is `{name}` (use \
+                     another --output)"
+                )));
+            }
+        }
+    }
+    let ancestors = match &job {
+        Some(job) => job.since.clone(),
+        None => {
+            let resolved = resolve(&spec.since, &spec.output)?;
+            for name in &resolved.unfinished {
+                terminal.warn(&format!("--since: `{name}` is not finished and is left out"));
+            }
+            resolved.ancestors
+        }
+    };
+    let known = Known::open(&ancestors)?.map(Arc::new);
+    let planned_before = job.is_some() && store.read(Path::new(&segment_name(0)))?.is_some();
+    if !planned_before {
+        // Look before a job is written: a folder that is still empty must not bind the next run.
+        let terms = Terms {
+            source: &*source,
+            select: &*names,
+            caps: spec.caps,
+            limit: spec.limit,
+            known: known.as_deref(),
+        };
+        if let Some(text) = nothing_to_plan(&terms)?
+            && spec.since.is_empty()
+        {
+            return if spec.allow_empty {
+                Ok(Opened::Nothing(text))
+            } else {
+                Err(JobError::Empty(format!("{text} (--allow-empty makes that exit 0)")))
+            };
+        }
+    }
+    if start_over {
+        manifest.remove_job()?;
+    }
+    if job.is_none() {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let new = Job {
+            schema: MANIFEST_SCHEMA.to_owned(),
+            id: random_id()?,
+            created_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            haul: env!("CARGO_PKG_VERSION").to_owned(),
+            fingerprint: ours.clone(),
+            settings: spec.settings.clone(),
+            since: ancestors,
+        };
+        let there = manifest.put_job(&new)?;
+        check(&there.fingerprint, &ours, &output)?;
+        job = Some(there);
+    }
+    let Some(job) = job else { unreachable!("it was read or made above") };
+    Ok(Opened::Job(Box::new(Session {
+        spec,
+        loaded,
+        manifest,
+        job,
+        source,
+        names,
+        known,
+        _lock: lock,
+    })))
+}
+
+/// Says so if the input has no picture.
+fn nothing_to_plan(terms: &Terms<'_>) -> Result<Option<String>, JobError> {
+    let mut skipped: BTreeMap<Skip, u64> = BTreeMap::new();
+    for item in terms.list(None, 0)? {
+        match item? {
+            Listed::Object(_) => return Ok(None),
+            Listed::Skipped(skip) => *skipped.entry(skip).or_default() += 1,
+        }
+    }
+    let mut text = format!("no picture found in `{}`", terms.source.describe());
+    for (skip, count) in skipped {
+        text.push_str(&format!("; {count} {}", skip.explain()));
+    }
+    Ok(Some(text))
+}
+
+fn random_id() -> Result<String, JobError> {
+    use std::io::Read as _;
+    let mut bytes = [0u8; 16];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|error| JobError::Internal(format!("cannot draw a random id: {error}")))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

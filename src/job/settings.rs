@@ -1,0 +1,263 @@
+//! What a person may ask for: one list of names for flags, job files and `job.json`.
+//!
+//! Everything is optional here and nothing is checked; `Spec` is what the runner sees.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::exit::JobError;
+
+/// Declares [`Settings`] together with the table of its names, so that they cannot disagree.
+macro_rules! settings {
+    ($($(#[$attribute:meta])* $name:ident: $type:ty,)*) => {
+        /// Flags and job-file keys; `None` where nothing was said.
+        #[derive(Clone, Debug, Default, PartialEq, clap::Args, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct Settings {
+            $($(#[$attribute])*
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub $name: Option<$type>,)*
+        }
+
+        /// Every key of a job file.
+        const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+        impl Settings {
+            /// These settings, and those of `below` where nothing was said here.
+            #[must_use]
+            pub fn over(self, below: Settings) -> Settings {
+                Settings { $($name: self.$name.or(below.$name),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Checkpoint: an Ultralytics .pt, or .safetensors made by `haul model convert`
+    #[arg(long, short, value_name = "FILE", help_heading = "What")]
+    model: PathBuf,
+    /// Folder, picture, list of paths (.txt), or - for a list on standard input
+    #[arg(long, short, value_name = "DIR|FILE|LIST|-", help_heading = "What")]
+    input: PathBuf,
+    /// Folder for the results; run again with the same one to go on
+    #[arg(long, short, value_name = "DIR", help_heading = "What")]
+    output: PathBuf,
+
+    /// Least confidence of a detection [default: 0.25]
+    #[arg(long, value_name = "0..1", help_heading = "Detections")]
+    conf: f64,
+    /// Boxes of one class that overlap more than this are one object [default: 0.7]
+    #[arg(long, value_name = "0..1", help_heading = "Detections")]
+    iou: f64,
+    /// Most detections of a picture [default: 300]
+    #[arg(long, value_name = "N", help_heading = "Detections")]
+    max_det: usize,
+    /// Longest side of the network's input, a multiple of 32 [default: 640, or the model's own]
+    #[arg(long, value_name = "N", help_heading = "Detections")]
+    imgsz: u32,
+    /// Keep these classes only: names or numbers, separated by commas
+    #[arg(long, value_name = "NAMES|IDS", value_delimiter = ',', help_heading = "Detections")]
+    #[serde(deserialize_with = "words")]
+    classes: Vec<String>,
+    /// Suppress overlapping boxes of different classes too
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Detections")]
+    agnostic: bool,
+    /// Pad every picture to a square instead of to the smallest multiple of 32
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Detections")]
+    square: bool,
+
+    /// Take only names that match (repeatable); also takes names without a suffix
+    #[arg(long, value_name = "GLOB", help_heading = "Which pictures")]
+    #[serde(deserialize_with = "words")]
+    include: Vec<String>,
+    /// Leave out names that match (repeatable); wins over --include
+    #[arg(long, value_name = "GLOB", help_heading = "Which pictures")]
+    #[serde(deserialize_with = "words")]
+    exclude: Vec<String>,
+    /// Take hidden names too
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Which pictures")]
+    hidden: bool,
+    /// Read links that point out of the input folder (links to folders are never descended)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Which pictures")]
+    follow_symlinks: bool,
+    /// Plan at most so many pictures
+    #[arg(long, value_name = "N", help_heading = "Which pictures")]
+    limit: u64,
+    /// Plan only what is new or changed since these outputs (repeatable; DIR/ means all in it)
+    #[arg(long, value_name = "OUT|DIR/", help_heading = "Which pictures")]
+    #[serde(deserialize_with = "words")]
+    since: Vec<String>,
+    /// What tells a changed picture: mtime (with size), size, or sha256 [default: mtime]
+    #[arg(long, value_name = "KIND", help_heading = "Which pictures")]
+    identity: String,
+    /// A folder without pictures is fine (exit 0 instead of 5)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Which pictures")]
+    allow_empty: bool,
+
+    /// What to do with a file that ends early: reject or accept [default: reject]
+    #[arg(long, value_name = "POLICY", help_heading = "Limits")]
+    truncated: String,
+    /// Largest picture, in pixels [default: 100000000]
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    max_pixels: u64,
+    /// Largest file, in MB [default: 256]
+    #[arg(long, value_name = "MB", help_heading = "Limits")]
+    max_file_mb: f64,
+    /// Most memory for one picture, file and pixels together [default: 512MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    max_picture_memory: String,
+    /// Stop (exit 4) when more pictures failed: a number, or a share such as 2%
+    #[arg(long, value_name = "N|P%", help_heading = "Limits")]
+    max_failures: String,
+    /// Longest time for one mini-batch [default: 1h]
+    #[arg(long, value_name = "TIME", help_heading = "Limits")]
+    batch_timeout: String,
+    /// After SIGTERM, finish what fits in this time [default: 25s]
+    #[arg(long, value_name = "TIME", help_heading = "Limits")]
+    grace: String,
+
+    /// Worker threads [default: one for each core]
+    #[arg(long, value_name = "N", help_heading = "Resources")]
+    workers: usize,
+    /// Memory for everything [default: 384MiB, or what the largest picture allowed needs]
+    #[arg(long, value_name = "SIZE", help_heading = "Resources")]
+    memory_budget: String,
+    /// Most MB of pictures in a mini-batch, the unit of commit [default: 100]
+    #[arg(long, value_name = "MB", help_heading = "Resources")]
+    max_payload_mb: f64,
+    /// Most pictures in a mini-batch [default: 100]
+    #[arg(long, value_name = "N", help_heading = "Resources")]
+    max_images: usize,
+
+    /// Write pictures with boxes and labels into this folder, as KEY.annotated.jpg
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    annotate: PathBuf,
+    /// When another run holds the output: fail, skip (exit 0), or wait=TIME [default: fail]
+    #[arg(long, value_name = "POLICY", help_heading = "Output")]
+    if_locked: String,
+    /// Run without a lock, where the file system has none
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Output")]
+    no_lock: bool,
+}
+
+impl Settings {
+    /// Reads a job file. Its paths are relative to its own folder.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not TOML, or has keys that do not exist (the message suggests one).
+    pub fn from_job_file(path: &Path) -> Result<Settings, JobError> {
+        let wrong =
+            |what: String| JobError::Usage(format!("job file `{}`: {what}", path.display()));
+        let text =
+            std::fs::read_to_string(path).map_err(|e| wrong(format!("cannot read it: {e}")))?;
+        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| wrong(e.to_string()))?;
+        for key in table.keys() {
+            if !NAMES.contains(&key.as_str()) {
+                return Err(wrong(unknown_key(key)));
+            }
+        }
+        let settings: Settings = table
+            .try_into()
+            .map_err(|e: toml::de::Error| wrong(e.to_string().trim().to_owned()))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        settings.relative_to(folder)
+    }
+
+    /// The settings with paths made absolute, as seen from `folder`.
+    ///
+    /// # Errors
+    /// When the working directory is gone.
+    pub fn relative_to(mut self, folder: &Path) -> Result<Settings, JobError> {
+        let settle = |path: &Path| {
+            if path == Path::new("-") {
+                return Ok(path.to_owned());
+            }
+            std::path::absolute(folder.join(path)).map_err(|error| {
+                JobError::Usage(format!("cannot make `{}` absolute: {error}", path.display()))
+            })
+        };
+        let paths = [&mut self.model, &mut self.input, &mut self.output, &mut self.annotate];
+        for path in paths.into_iter().flatten() {
+            *path = settle(path)?;
+        }
+        for since in self.since.iter_mut().flatten() {
+            // The slash of DIR/ means something; `absolute` keeps it.
+            *since = settle(Path::new(since.as_str()))?.to_string_lossy().into_owned();
+        }
+        Ok(self)
+    }
+}
+
+fn unknown_key(key: &str) -> String {
+    let wanted = key.replace('-', "_").to_lowercase();
+    let best = NAMES
+        .iter()
+        .map(|name| (strsim::jaro_winkler(name, &wanted), name))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(likeness, _)| *likeness > 0.75);
+    match best {
+        Some((_, name)) => format!("there is no key `{key}`; did you mean `{name}`?"),
+        None => format!("there is no key `{key}`; the keys are {}", NAMES.join(", ")),
+    }
+}
+
+/// A list of words, or one word, or numbers: `classes = [0, "car"]`, `include = "*.jpg"`.
+fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    use serde_json::Value;
+    let word = |value: Value| match value {
+        Value::String(text) => Ok(text),
+        Value::Number(number) => Ok(number.to_string()),
+        other => Err(serde::de::Error::custom(format!("{other} is neither a word nor a number"))),
+    };
+    match Option::<Value>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(Value::Array(values)) => {
+            values.into_iter().map(word).collect::<Result<_, _>>().map(Some)
+        }
+        Some(value) => Ok(Some(vec![word(value)?])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Settings, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("job.toml");
+        std::fs::write(&path, text).unwrap();
+        Settings::from_job_file(&path).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn unknown_keys_are_errors_that_suggest() {
+        for (wrong, right) in
+            [("max-det = 1", "max_det"), ("confidence = 1", "conf"), ("Workers = 2", "workers")]
+        {
+            let error = read(wrong).unwrap_err();
+            assert!(error.contains(&format!("did you mean `{right}`?")), "{error}");
+        }
+        assert!(read("zzzz = 1").unwrap_err().contains("the keys are model, input"));
+    }
+
+    #[test]
+    fn a_job_file_sets_what_it_names_and_its_paths_are_relative_to_it() {
+        let settings =
+            read("model = 'm.pt'\ninput = '-'\nclasses = [0, 'car']\ninclude = '*.jpg'").unwrap();
+        assert!(settings.model.as_ref().unwrap().is_absolute());
+        assert_eq!(settings.input.unwrap(), Path::new("-"));
+        assert_eq!(settings.classes.unwrap(), ["0", "car"]);
+        assert_eq!(settings.include.unwrap(), ["*.jpg"]);
+        assert_eq!(settings.conf, None);
+        assert!(read("conf = 'high'").unwrap_err().contains("conf"));
+    }
+
+    #[test]
+    fn flags_go_over_the_file() {
+        let flags = Settings { conf: Some(0.5), ..Settings::default() };
+        let file = Settings { conf: Some(0.1), iou: Some(0.2), ..Settings::default() };
+        let both = flags.over(file);
+        assert_eq!((both.conf, both.iou), (Some(0.5), Some(0.2)));
+    }
+}

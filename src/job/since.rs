@@ -1,0 +1,194 @@
+//! `--since`: what earlier jobs have already seen.
+//!
+//! The earlier plans are merged in key order beside the listing, so memory does not grow with them.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::exit::JobError;
+use super::manifest::{Ancestor, Job, Manifest};
+use super::plan::Segment;
+use super::planner::Chain;
+use crate::store::{Key, Listed, Listing, LocalStore, Object, Skip, Store, StoreError};
+
+/// The plans of earlier outputs, oldest first.
+#[derive(Debug)]
+pub struct Known {
+    stores: Vec<Arc<dyn Store>>,
+}
+
+/// The outputs a `--since` means, with those that they were made since; oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Resolved {
+    /// What job.json remembers.
+    pub ancestors: Vec<Ancestor>,
+    /// Outputs in a `DIR/` that are not finished, and so were left out.
+    pub unfinished: Vec<String>,
+}
+
+fn open(output: &Path) -> Manifest {
+    Manifest::new(Arc::new(LocalStore::new(output, "_manifest/tmp")))
+}
+
+/// Finds out which outputs `--since` means.
+///
+/// # Errors
+/// [`JobError::Usage`] for a name that is no output, or an output that is not finished.
+pub(super) fn resolve(since: &[String], own_output: &Path) -> Result<Resolved, JobError> {
+    let mut named: Vec<(u64, PathBuf)> = Vec::new();
+    let mut resolved = Resolved::default();
+    for given in since {
+        let path = Path::new(given);
+        let manifest = open(path);
+        if let Some(job) = manifest.job()? {
+            if manifest.success()?.is_none() {
+                return Err(JobError::Usage(format!(
+                    "--since {given}: that job is not finished (haul resume {given} first)"
+                )));
+            }
+            named.push((job.created_ms, path.to_owned()));
+            continue;
+        }
+        let fault = |error| StoreError::new("list", path, error);
+        if !path.is_dir() {
+            return Err(JobError::Usage(format!(
+                "--since {given}: there is no output of haul, nor a folder of them"
+            )));
+        }
+        for entry in std::fs::read_dir(path).map_err(fault)? {
+            let inner = entry.map_err(fault)?.path();
+            if same_folder(&inner, own_output) {
+                continue;
+            }
+            let manifest = open(&inner);
+            match manifest.job()? {
+                None => {}
+                Some(_) if manifest.success()?.is_none() => {
+                    resolved.unfinished.push(inner.display().to_string());
+                }
+                Some(job) => named.push((job.created_ms, inner)),
+            }
+        }
+    }
+    named.sort();
+    resolved.unfinished.sort();
+    let mut seen = BTreeSet::new();
+    for (_, output) in named {
+        visit(&output, &mut seen, &mut resolved.ancestors)?;
+    }
+    Ok(resolved)
+}
+
+/// Adds an output after those it was made since, so that the latest identity comes last.
+fn visit(
+    output: &Path,
+    seen: &mut BTreeSet<String>,
+    ancestors: &mut Vec<Ancestor>,
+) -> Result<(), JobError> {
+    let name = output.display().to_string();
+    if !seen.insert(name.clone()) {
+        return Ok(());
+    }
+    let manifest = open(output);
+    let missing = || JobError::Usage(format!("--since: `{name}` has no finished plan any more"));
+    let job: Job = manifest.job()?.ok_or_else(missing)?;
+    for ancestor in &job.since {
+        visit(Path::new(&ancestor.output), seen, ancestors)?;
+    }
+    let plan = manifest.plan()?.ok_or_else(missing)?;
+    ancestors.push(Ancestor { output: name, plan_sha256: plan.sha256 });
+    Ok(())
+}
+
+fn same_folder(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+impl Known {
+    /// Opens the plans that a job remembers.
+    ///
+    /// # Errors
+    /// When one of them is gone or is another plan now.
+    pub fn open(ancestors: &[Ancestor]) -> Result<Option<Known>, JobError> {
+        let mut stores: Vec<Arc<dyn Store>> = Vec::new();
+        for ancestor in ancestors {
+            let manifest = open(Path::new(&ancestor.output));
+            let plan = manifest.plan()?;
+            if plan.is_none_or(|plan| plan.sha256 != ancestor.plan_sha256) {
+                return Err(JobError::Usage(format!(
+                    "--since: the plan in `{}` is not the one this job was made since",
+                    ancestor.output
+                )));
+            }
+            stores.push(manifest.store().clone());
+        }
+        Ok((!stores.is_empty()).then_some(Known { stores }))
+    }
+
+    /// The listing, with objects that are known and unchanged turned into [`Skip::Known`].
+    ///
+    /// # Errors
+    /// When a plan cannot be read.
+    pub fn filter<'a>(
+        &'a self,
+        listing: Listing<'a>,
+    ) -> Result<impl Iterator<Item = Result<Listed, StoreError>> + Send + 'a, JobError> {
+        let mut plans: Vec<Cursor<'a>> =
+            self.stores.iter().map(|store| Cursor::new(&**store)).collect();
+        Ok(listing.map(move |item| {
+            let object = match item? {
+                Listed::Object(object) => object,
+                skipped => return Ok(skipped),
+            };
+            let mut latest: Option<Object> = None;
+            for plan in &mut plans {
+                if let Some(found) = plan.find(&object.key)? {
+                    latest = Some(found);
+                }
+            }
+            let same = latest.is_some_and(|known| {
+                (known.size, &known.identity) == (object.size, &object.identity)
+            });
+            Ok(if same { Listed::Skipped(Skip::Known) } else { Listed::Object(object) })
+        }))
+    }
+}
+
+/// Walks one plan forward.
+struct Cursor<'a> {
+    chain: Chain<'a>,
+    objects: VecDeque<Object>,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(store: &'a dyn Store) -> Cursor<'a> {
+        Cursor { chain: Chain::new(store), objects: VecDeque::new() }
+    }
+
+    /// The plan's object of this key; keys must be asked for in order.
+    fn find(&mut self, key: &Key) -> Result<Option<Object>, StoreError> {
+        loop {
+            while self.objects.front().is_some_and(|object| object.key < *key) {
+                self.objects.pop_front();
+            }
+            if let Some(object) = self.objects.front() {
+                return Ok((object.key == *key).then(|| object.clone()));
+            }
+            match self.chain.next() {
+                Ok(None) => return Ok(None),
+                Ok(Some(Segment { batches, .. })) => {
+                    self.objects.extend(batches.into_iter().flat_map(|batch| batch.objects));
+                }
+                Err(JobError::Store(error)) => return Err(error),
+                Err(error) => {
+                    let error = std::io::Error::other(error.to_string());
+                    return Err(StoreError::new("read the plan of", "--since", error));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! What a job is, after every check: the only thing the runner sees.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::exit::JobError;
+use super::plan::Caps;
+use super::settings::Settings;
+use crate::picture::{Limits, Truncated};
+use crate::store::IdentityKind;
+
+/// Where the pictures come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A folder, a picture or a list.
+    Path(PathBuf),
+    /// A list on standard input.
+    Stdin,
+}
+
+/// When another run holds the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfLocked {
+    /// Exit 11.
+    Fail,
+    /// Exit 0 with one line.
+    Skip,
+    /// Wait so long, then exit 11.
+    Wait(Duration),
+}
+
+/// `--max-failures`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum MaxFailures {
+    /// More failed pictures than this stop the job.
+    Count(u64),
+    /// More than this share of the planned pictures, 0 to 1, stops the job.
+    Share(f64),
+}
+
+/// A validated job.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Every setting with its default filled in: for `--print-config` and `job.json`.
+    pub settings: Settings,
+    /// The checkpoint.
+    pub model: PathBuf,
+    /// Where pictures come from.
+    pub input: Input,
+    /// Where results go.
+    pub output: PathBuf,
+    /// Least confidence.
+    pub conf: f64,
+    /// Overlap that makes two boxes one object.
+    pub iou: f64,
+    /// Most detections of a picture.
+    pub max_det: usize,
+    /// Longest side of the network's input; `None` is the model's own.
+    pub imgsz: Option<u32>,
+    /// Classes to keep, as given.
+    pub classes: Option<Vec<String>>,
+    /// Suppress across classes.
+    pub agnostic: bool,
+    /// Letterbox to a square.
+    pub square: bool,
+    /// `--include`.
+    pub include: Vec<String>,
+    /// `--exclude`.
+    pub exclude: Vec<String>,
+    /// Take hidden names.
+    pub hidden: bool,
+    /// Read links out of the tree.
+    pub follow_symlinks: bool,
+    /// Most pictures to plan.
+    pub limit: Option<u64>,
+    /// `--since`, as given but absolute.
+    pub since: Vec<String>,
+    /// What tells a changed picture.
+    pub identity: IdentityKind,
+    /// No picture is fine.
+    pub allow_empty: bool,
+    /// What a picture may be.
+    pub limits: Limits,
+    /// Largest file in bytes.
+    pub max_file: u64,
+    /// `--max-failures`.
+    pub max_failures: Option<MaxFailures>,
+    /// Longest time for a mini-batch.
+    pub batch_timeout: Duration,
+    /// Time to finish after SIGTERM.
+    pub grace: Duration,
+    /// Worker threads; `None` is one for each core.
+    pub workers: Option<usize>,
+    /// Memory in bytes; `None` is the default rule.
+    pub memory_budget: Option<u64>,
+    /// What a mini-batch may hold.
+    pub caps: Caps,
+    /// Where annotated pictures go.
+    pub annotate: Option<PathBuf>,
+    /// When the output is locked.
+    pub if_locked: IfLocked,
+    /// Do not lock.
+    pub no_lock: bool,
+}
+
+impl Spec {
+    /// Checks settings, one by one and against each other, and fills in the defaults.
+    ///
+    /// # Errors
+    /// [`JobError::Usage`] naming the setting, its value and what it may be.
+    pub fn new(given: Settings) -> Result<Spec, JobError> {
+        let s = given.over(defaults());
+        let need = |path: &Option<PathBuf>, name: &str, what: &str| {
+            path.clone().ok_or_else(|| usage(format!("--{name} is missing: {what}")))
+        };
+        let model = need(&s.model, "model", "the checkpoint to run, for instance yolov8n.pt")?;
+        let input = need(&s.input, "input", "a folder, a picture, a list, or -")?;
+        let output = need(&s.output, "output", "the folder for the results")?;
+        let unit = |value: Option<f64>, name: &str| match value {
+            Some(value) if (0.0..=1.0).contains(&value) => Ok(value),
+            other => Err(usage(format!("--{name} is {}; it lies between 0 and 1", show(other)))),
+        };
+        let positive = |value: Option<f64>, name: &str| match value {
+            Some(value) if value > 0.0 && value.is_finite() => Ok((value * 1e6).round() as u64),
+            other => Err(usage(format!("--{name} is {}; it is a number above 0", show(other)))),
+        };
+        let at_least_one = |value: Option<usize>, name: &str| match value {
+            Some(0) => Err(usage(format!("--{name} is 0; it is at least 1"))),
+            other => Ok(other),
+        };
+        if let Some(imgsz) = s.imgsz
+            && !(32..=8192).contains(&imgsz)
+        {
+            return Err(usage(format!("--imgsz is {imgsz}; it lies between 32 and 8192")));
+        }
+        if s.limit == Some(0) {
+            return Err(usage("--limit is 0; it is at least 1".to_owned()));
+        }
+        if s.annotate.as_deref() == Some(&output) {
+            let what = "--annotate is --output; give annotated pictures a folder of their own";
+            return Err(usage(what.to_owned()));
+        }
+        let identity = match s.identity.as_deref() {
+            None | Some("mtime") => IdentityKind::Mtime,
+            Some("size") => IdentityKind::Size,
+            Some("sha256") => IdentityKind::Sha256,
+            Some(other) => return Err(choice("identity", other, "mtime, size or sha256")),
+        };
+        let truncated = match s.truncated.as_deref() {
+            None | Some("reject") => Truncated::Reject,
+            Some("accept") => Truncated::Accept,
+            Some(other) => return Err(choice("truncated", other, "reject or accept")),
+        };
+        let if_locked = match s.if_locked.as_deref() {
+            None | Some("fail") => IfLocked::Fail,
+            Some("skip") => IfLocked::Skip,
+            Some(other) => match other.strip_prefix("wait=") {
+                Some(time) => IfLocked::Wait(duration(time, "if-locked")?),
+                None => return Err(choice("if-locked", other, "fail, skip or wait=TIME")),
+            },
+        };
+        let limits = Limits {
+            max_pixels: s.max_pixels.unwrap_or_default(),
+            max_memory: size(s.max_picture_memory.as_deref(), "max-picture-memory")?.unwrap_or(0),
+            truncated,
+        };
+        Ok(Spec {
+            model,
+            input: if input == Path::new("-") { Input::Stdin } else { Input::Path(input) },
+            output,
+            conf: unit(s.conf, "conf")?,
+            iou: unit(s.iou, "iou")?,
+            max_det: at_least_one(s.max_det, "max-det")?.unwrap_or(1),
+            imgsz: s.imgsz.map(|imgsz| imgsz.next_multiple_of(32)),
+            classes: s.classes.clone().filter(|classes| !classes.is_empty()),
+            agnostic: s.agnostic == Some(true),
+            square: s.square == Some(true),
+            include: s.include.clone().unwrap_or_default(),
+            exclude: s.exclude.clone().unwrap_or_default(),
+            hidden: s.hidden == Some(true),
+            follow_symlinks: s.follow_symlinks == Some(true),
+            limit: s.limit,
+            since: s.since.clone().unwrap_or_default(),
+            identity,
+            allow_empty: s.allow_empty == Some(true),
+            limits,
+            max_file: positive(s.max_file_mb, "max-file-mb")?,
+            max_failures: s.max_failures.as_deref().map(max_failures).transpose()?,
+            batch_timeout: duration(s.batch_timeout.as_deref().unwrap_or("1h"), "batch-timeout")?,
+            grace: duration(s.grace.as_deref().unwrap_or("25s"), "grace")?,
+            workers: at_least_one(s.workers, "workers")?,
+            memory_budget: size(s.memory_budget.as_deref(), "memory-budget")?,
+            caps: Caps {
+                payload: positive(s.max_payload_mb, "max-payload-mb")?,
+                pictures: at_least_one(s.max_images, "max-images")?.unwrap_or(1),
+            },
+            annotate: s.annotate.clone(),
+            if_locked,
+            no_lock: s.no_lock == Some(true),
+            settings: s,
+        })
+    }
+}
+
+/// `yolo predict`'s defaults where it has them.
+fn defaults() -> Settings {
+    Settings {
+        conf: Some(0.25),
+        iou: Some(0.7),
+        max_det: Some(300),
+        agnostic: Some(false),
+        square: Some(false),
+        hidden: Some(false),
+        follow_symlinks: Some(false),
+        identity: Some("mtime".into()),
+        allow_empty: Some(false),
+        truncated: Some("reject".into()),
+        max_pixels: Some(100_000_000),
+        max_file_mb: Some(256.0),
+        max_picture_memory: Some("512MiB".into()),
+        batch_timeout: Some("1h".into()),
+        grace: Some("25s".into()),
+        max_payload_mb: Some(100.0),
+        max_images: Some(100),
+        if_locked: Some("fail".into()),
+        no_lock: Some(false),
+        ..Settings::default()
+    }
+}
+
+fn usage(message: String) -> JobError {
+    JobError::Usage(message)
+}
+
+fn show<T: std::fmt::Display>(value: Option<T>) -> String {
+    value.map_or_else(|| "missing".to_owned(), |value| value.to_string())
+}
+
+fn choice(name: &str, given: &str, allowed: &str) -> JobError {
+    usage(format!("--{name} is `{given}`; it is {allowed}"))
+}
+
+fn duration(text: &str, name: &str) -> Result<Duration, JobError> {
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    humantime::parse_duration(text)
+        .map_err(|_| usage(format!("--{name} is `{text}`; it is a time such as 25s, 90m or 1h30m")))
+}
+
+fn size(text: Option<&str>, name: &str) -> Result<Option<u64>, JobError> {
+    let parse = |text: &str| match bytesize::ByteSize::from_str(text) {
+        Ok(size) if size.as_u64() > 0 => Ok(size.as_u64()),
+        _ => Err(usage(format!("--{name} is `{text}`; it is a size such as 384MiB or 2GB"))),
+    };
+    text.map(parse).transpose()
+}
+
+fn max_failures(text: &str) -> Result<MaxFailures, JobError> {
+    let parsed = match text.strip_suffix('%') {
+        Some(share) => match share.trim().parse::<f64>() {
+            Ok(share) if (0.0..=100.0).contains(&share) => Some(MaxFailures::Share(share / 100.0)),
+            _ => None,
+        },
+        None => text.parse().ok().map(MaxFailures::Count),
+    };
+    parsed
+        .ok_or_else(|| choice("max-failures", text, "a number of pictures, or a share such as 2%"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn minimal() -> Settings {
+        let path = |name: &str| Some(PathBuf::from(name));
+        Settings {
+            model: path("/m.pt"),
+            input: path("/in"),
+            output: path("/out"),
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_yolo_predict() {
+        let spec = Spec::new(minimal()).unwrap();
+        assert_eq!((spec.conf, spec.iou, spec.max_det, spec.imgsz), (0.25, 0.7, 300, None));
+        assert!(!spec.agnostic && !spec.square);
+        assert_eq!(spec.caps, Caps { payload: 100_000_000, pictures: 100 });
+        assert_eq!((spec.grace, spec.max_file), (Duration::from_secs(25), 256_000_000));
+        // What is printed or stored gives the same job again.
+        let again = Spec::new(spec.settings.clone()).unwrap();
+        assert_eq!(format!("{again:?}"), format!("{spec:?}"));
+    }
+
+    #[test]
+    fn fractions_sizes_times_and_shares() {
+        let spec = Spec::new(Settings {
+            max_payload_mb: Some(0.5),
+            memory_budget: Some("1.5GiB".into()),
+            grace: Some("1m30s".into()),
+            batch_timeout: Some("90".into()),
+            max_failures: Some("2.5%".into()),
+            if_locked: Some("wait=10m".into()),
+            imgsz: Some(600),
+            ..minimal()
+        })
+        .unwrap();
+        assert_eq!(spec.caps.payload, 500_000);
+        assert_eq!(spec.memory_budget, Some(1536 << 20));
+        assert_eq!((spec.grace.as_secs(), spec.batch_timeout.as_secs()), (90, 90));
+        assert_eq!(spec.max_failures, Some(MaxFailures::Share(0.025)));
+        assert_eq!(spec.if_locked, IfLocked::Wait(Duration::from_secs(600)));
+        assert_eq!(spec.imgsz, Some(608));
+    }
+
+    #[test]
+    fn each_wrong_value_is_named() {
+        let text = |text: &str| Some(text.to_owned());
+        let cases = [
+            (Settings { model: None, ..minimal() }, "--model is missing"),
+            (Settings { conf: Some(1.5), ..minimal() }, "--conf is 1.5"),
+            (Settings { iou: Some(f64::NAN), ..minimal() }, "--iou is NaN"),
+            (Settings { max_det: Some(0), ..minimal() }, "--max-det is 0"),
+            (Settings { imgsz: Some(7), ..minimal() }, "--imgsz is 7"),
+            (Settings { limit: Some(0), ..minimal() }, "--limit is 0"),
+            (Settings { workers: Some(0), ..minimal() }, "--workers is 0"),
+            (Settings { max_images: Some(0), ..minimal() }, "--max-images is 0"),
+            (Settings { max_payload_mb: Some(-1.0), ..minimal() }, "--max-payload-mb is -1"),
+            (Settings { memory_budget: text("lots"), ..minimal() }, "--memory-budget is `lots`"),
+            (Settings { grace: text("soon"), ..minimal() }, "--grace is `soon`"),
+            (Settings { identity: text("md5"), ..minimal() }, "--identity is `md5`"),
+            (Settings { truncated: text("maybe"), ..minimal() }, "--truncated is `maybe`"),
+            (Settings { if_locked: text("cry"), ..minimal() }, "--if-locked is `cry`"),
+            (Settings { max_failures: text("101%"), ..minimal() }, "--max-failures is `101%`"),
+            (Settings { annotate: Some("/out".into()), ..minimal() }, "--annotate is --output"),
+        ];
+        for (settings, expected) in cases {
+            let error = Spec::new(settings).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error} should contain {expected}");
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Looking at an output without touching it: what is planned, what is committed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::exit::{Exit, JobError};
+use super::manifest::{Job, Manifest, Record, Tally};
+use super::plan::{Batch, PlanSummary};
+use super::planner::Chain;
+use super::session::open_output;
+
+/// Where a mini-batch stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Part and record are there.
+    Done,
+    /// A try has failed, and none has succeeded yet.
+    Failed,
+    /// Its turn has not come.
+    Pending,
+}
+
+/// An output that holds a job.
+#[derive(Debug)]
+pub struct Survey {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Its job.
+    pub job: Job,
+    records: BTreeSet<u64>,
+    failed: BTreeSet<u64>,
+}
+
+/// What `haul status` says.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Status {
+    /// `done` or `unfinished`.
+    pub state: String,
+    /// The exit code.
+    pub exit: u8,
+    /// Whether the plan is complete.
+    pub plan_complete: bool,
+    /// Pictures planned so far.
+    pub planned: u64,
+    /// Pictures committed with detections, maybe none.
+    pub ok: u64,
+    /// Pictures committed with an error.
+    pub failed: u64,
+    /// Pictures not committed yet.
+    pub remaining: u64,
+    /// Mini-batches planned so far.
+    pub batches: u64,
+    /// Mini-batches committed.
+    pub committed: u64,
+    /// Mini-batches whose last try failed.
+    pub failing: u64,
+    /// Detections by label.
+    pub classes: BTreeMap<String, u64>,
+    /// Errors by code.
+    pub errors: BTreeMap<String, u64>,
+    /// Names that were listed and not planned, by reason.
+    pub skipped: BTreeMap<String, u64>,
+}
+
+impl Survey {
+    /// Opens an output.
+    ///
+    /// # Errors
+    /// [`JobError::Usage`] when there is no job in it.
+    pub fn open(output: &Path) -> Result<Survey, JobError> {
+        let manifest = Manifest::new(open_output(output));
+        let job = manifest.job()?.ok_or_else(|| {
+            JobError::Usage(format!("`{}` holds no job of haul", output.display()))
+        })?;
+        let records = manifest.records()?.into_iter().collect();
+        let failed = manifest.failed()?.into_iter().collect();
+        Ok(Survey { manifest, job, records, failed })
+    }
+
+    /// Ids of the mini-batches with a record.
+    #[must_use]
+    pub fn records(&self) -> &BTreeSet<u64> {
+        &self.records
+    }
+
+    /// Visits the planned mini-batches in order, with their records, and gives the plan so far.
+    ///
+    /// # Errors
+    /// The visitor's, or when plan or records cannot be read.
+    pub fn visit(
+        &self,
+        mut visitor: impl FnMut(&Batch, State, Option<&Record>) -> Result<(), JobError>,
+    ) -> Result<(PlanSummary, bool), JobError> {
+        let store = self.manifest.store().clone();
+        let mut chain = Chain::new(&*store);
+        while let Some(segment) = chain.next()? {
+            for batch in &segment.batches {
+                if self.records.contains(&batch.id) {
+                    let record = self.manifest.record(&self.job, batch.id)?;
+                    visitor(batch, State::Done, Some(&record))?;
+                } else if self.failed.contains(&batch.id) {
+                    visitor(batch, State::Failed, None)?;
+                } else {
+                    visitor(batch, State::Pending, None)?;
+                }
+            }
+        }
+        Ok((chain.summary().clone(), chain.ended()))
+    }
+
+    /// The whole in numbers.
+    ///
+    /// # Errors
+    /// When plan or records cannot be read.
+    pub fn status(&self) -> Result<Status, JobError> {
+        let mut status = Status::default();
+        let mut totals = Tally::default();
+        let (plan, complete) = self.visit(|batch, state, record| {
+            match (state, record) {
+                (State::Done, Some(record)) => {
+                    status.committed += 1;
+                    totals.merge(Tally {
+                        ok: record.ok,
+                        failed: record.failed,
+                        classes: record.classes.clone(),
+                        errors: record.errors.clone(),
+                    });
+                }
+                (State::Failed, _) => {
+                    status.failing += 1;
+                    status.remaining += batch.objects.len() as u64;
+                }
+                _ => status.remaining += batch.objects.len() as u64,
+            }
+            Ok(())
+        })?;
+        let finished = self.manifest.success()?.is_some();
+        let exit = match (finished, totals.failed) {
+            (false, _) => Exit::Interrupted,
+            (true, 0) => Exit::Done,
+            (true, _) => Exit::SomeFailed,
+        };
+        Ok(Status {
+            state: if finished { "done" } else { "unfinished" }.to_owned(),
+            exit: exit as u8,
+            plan_complete: complete,
+            planned: plan.pictures,
+            ok: totals.ok,
+            failed: totals.failed,
+            batches: plan.batches,
+            classes: totals.classes,
+            errors: totals.errors,
+            skipped: plan.skipped,
+            ..status
+        })
+    }
+}
+
+impl Status {
+    /// The exit code as a value.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self.exit {
+            0 => Exit::Done,
+            3 => Exit::SomeFailed,
+            _ => Exit::Interrupted,
+        }
+    }
+}

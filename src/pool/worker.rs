@@ -1,0 +1,322 @@
+//! The threads, and what one does with a picture.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::budget::Ticket;
+use crate::engine::{Engine, Input, Worker};
+use crate::picture::{
+    Letterbox, Letterboxer, Limits, Mark, Picture, PictureError, annotate, decode, probe,
+};
+use crate::yolo::{Candidate, NmsOptions, nms};
+
+/// What to do with a picture.
+#[derive(Clone, Debug)]
+pub struct Params {
+    /// What a picture may be.
+    pub limits: Limits,
+    /// Longest side of the network's input.
+    pub imgsz: u32,
+    /// Letterbox to a square.
+    pub square: bool,
+    /// Which boxes are kept.
+    pub nms: NmsOptions,
+    /// Draw them, with these names.
+    pub annotate: Option<Arc<[String]>>,
+}
+
+/// A detected object in pixels of the upright picture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Found {
+    /// Class index.
+    pub class: u32,
+    /// Confidence, 0 to 1.
+    pub score: f32,
+    /// x1, y1, x2, y2 in pixels of the upright picture.
+    pub bbox: [f32; 4],
+}
+
+/// What was found in a picture.
+#[derive(Clone, Debug)]
+pub struct Analysis {
+    /// Pixels across, upright.
+    pub width: u32,
+    /// Pixels down, upright.
+    pub height: u32,
+    /// The file ended early and was taken all the same.
+    pub truncated: bool,
+    /// By score, then class, then anchor.
+    pub found: Vec<Found>,
+    /// The picture with its boxes, as JPEG, if asked for.
+    pub annotated: Option<Vec<u8>>,
+}
+
+/// Why there is no [`Analysis`].
+#[derive(Debug)]
+pub enum Failure {
+    /// The picture's own fault; another try gives the same.
+    Picture(PictureError),
+    /// The worker's fault; the picture is not to blame.
+    Worker(String),
+    /// Nobody wants it any more.
+    Cancelled,
+}
+
+/// Time spent on a picture, stage by stage.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    /// Bytes to upright RGB.
+    pub decode: Duration,
+    /// RGB to network input.
+    pub letterbox: Duration,
+    /// The network.
+    pub infer: Duration,
+    /// NMS and mapping back.
+    pub boxes: Duration,
+    /// Drawing and encoding, if asked for.
+    pub draw: Duration,
+}
+
+/// The answer to a piece of work.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What was found, or why not.
+    pub result: Result<Analysis, Failure>,
+    /// Where the time went.
+    pub spent: Spent,
+    /// Holds the bytes of `annotated` until it is dropped.
+    pub ticket: Ticket,
+}
+
+/// A picture for the pool.
+pub struct Work {
+    /// The file's bytes; the ticket holds as many.
+    pub bytes: Vec<u8>,
+    /// What to do with it.
+    pub params: Arc<Params>,
+    /// Its place in the order of the budget.
+    pub ticket: Ticket,
+    /// Set when nobody wants the answer any more.
+    pub cancelled: Arc<AtomicBool>,
+    /// Called on the worker's thread with the answer.
+    pub reply: Box<dyn FnOnce(Outcome) + Send>,
+}
+
+/// Time that workers did not work, in all of them together.
+#[derive(Debug, Default)]
+pub struct Idle {
+    queue: AtomicU64,
+    budget: AtomicU64,
+}
+
+impl Idle {
+    /// Waiting for pictures.
+    #[must_use]
+    pub fn queue(&self) -> Duration {
+        Duration::from_nanos(self.queue.load(Ordering::Relaxed))
+    }
+
+    /// Waiting for memory.
+    #[must_use]
+    pub fn budget(&self) -> Duration {
+        Duration::from_nanos(self.budget.load(Ordering::Relaxed))
+    }
+}
+
+/// The workers and their queue.
+pub struct Pool {
+    queue: Option<Sender<Work>>,
+    // One rayon pool of one thread for each worker: rayon inside the network stays on that thread,
+    // so no worker is interrupted half-way to begin another picture in the same scratch memory.
+    threads: Vec<rayon::ThreadPool>,
+    finished: Receiver<()>,
+    idle: Arc<Idle>,
+}
+
+impl Pool {
+    /// Starts `workers` threads, with room for `waiting` pictures before [`Pool::submit`] blocks.
+    ///
+    /// # Errors
+    /// When threads or the engine's scratch memory cannot be had.
+    pub fn start(engine: &Arc<dyn Engine>, workers: usize, waiting: usize) -> Result<Pool, String> {
+        let (queue, work) = crossbeam_channel::bounded::<Work>(waiting.max(1));
+        let (alive, finished) = crossbeam_channel::bounded::<()>(0);
+        let idle = Arc::new(Idle::default());
+        let mut threads = Vec::with_capacity(workers);
+        for index in 0..workers {
+            let mut worker = State {
+                engine: engine.clone(),
+                network: engine.worker().map_err(|error| error.to_string())?,
+                letterboxer: Letterboxer::new(),
+                candidates: Vec::new(),
+                idle: idle.clone(),
+            };
+            let thread = rayon::ThreadPoolBuilder::new()
+                .num_threads(1)
+                .thread_name(move |_| format!("worker-{index}"))
+                .build()
+                .map_err(|error| format!("cannot start worker thread {index}: {error}"))?;
+            let (work, alive) = (work.clone(), alive.clone());
+            thread.spawn(move || {
+                let _alive = alive;
+                worker.serve(&work);
+            });
+            threads.push(thread);
+        }
+        Ok(Pool { queue: Some(queue), threads, finished, idle })
+    }
+
+    /// How many workers there are.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Time that workers did not work so far.
+    #[must_use]
+    pub fn idle(&self) -> Arc<Idle> {
+        self.idle.clone()
+    }
+
+    /// A handle for submitting work; submission blocks while the queue is full.
+    ///
+    /// # Panics
+    /// Never before [`Pool::stop`], which consumes the pool.
+    #[must_use]
+    pub fn queue(&self) -> Sender<Work> {
+        self.queue.clone().expect("the pool was stopped. This is a bug.")
+    }
+
+    /// Waits until the queue is empty and all handles to it are dropped, but not longer than
+    /// `patience`: a decoder that never returns must not keep the process.
+    pub fn stop(mut self, patience: Duration) {
+        self.queue = None;
+        // Disconnects when the last worker has left its loop.
+        let _ = self.finished.recv_timeout(patience);
+    }
+}
+
+/// What one worker owns.
+struct State {
+    engine: Arc<dyn Engine>,
+    network: Box<dyn Worker>,
+    letterboxer: Letterboxer,
+    candidates: Vec<Candidate>,
+    idle: Arc<Idle>,
+}
+
+impl State {
+    fn serve(&mut self, queue: &Receiver<Work>) {
+        loop {
+            let start = Instant::now();
+            let Ok(work) = queue.recv() else { return };
+            add(&self.idle.queue, start.elapsed());
+            let Work { bytes, params, mut ticket, cancelled, reply } = work;
+            let mut spent = Spent::default();
+            let result = if cancelled.load(Ordering::Relaxed) {
+                Err(Failure::Cancelled)
+            } else {
+                self.guarded(&bytes, &params, &mut ticket, &mut spent)
+            };
+            drop(bytes);
+            let kept = result.as_ref().ok().and_then(|analysis| analysis.annotated.as_ref());
+            ticket.shrink_to(kept.map_or(0, |jpeg| jpeg.len() as u64));
+            reply(Outcome { result, spent, ticket });
+        }
+    }
+
+    /// A panic in our own code fails the mini-batch, not the process; decoders have their own guard.
+    fn guarded(
+        &mut self,
+        bytes: &[u8],
+        params: &Params,
+        ticket: &mut Ticket,
+        spent: &mut Spent,
+    ) -> Result<Analysis, Failure> {
+        match catch_unwind(AssertUnwindSafe(|| self.analyse(bytes, params, ticket, spent))) {
+            Ok(result) => result,
+            Err(panic) => {
+                // Half-written scratch must not leak into the next picture.
+                if let Ok(network) = self.engine.worker() {
+                    self.network = network;
+                }
+                self.letterboxer = Letterboxer::new();
+                let text = panic
+                    .downcast_ref::<&str>()
+                    .map(|text| (*text).to_owned())
+                    .or_else(|| panic.downcast_ref::<String>().cloned());
+                let text = text.unwrap_or_else(|| "without a message".to_owned());
+                Err(Failure::Worker(format!("a worker panicked: {text}")))
+            }
+        }
+    }
+
+    fn analyse(
+        &mut self,
+        bytes: &[u8],
+        params: &Params,
+        ticket: &mut Ticket,
+        spent: &mut Spent,
+    ) -> Result<Analysis, Failure> {
+        let start = Instant::now();
+        let header = probe(bytes, &params.limits).map_err(Failure::Picture)?;
+        let waiting = Instant::now();
+        ticket.grow(header.decode_bytes).map_err(|_| Failure::Cancelled)?;
+        let waited = waiting.elapsed();
+        add(&self.idle.budget, waited);
+        let picture = decode(bytes, &header, &params.limits).map_err(Failure::Picture)?;
+        spent.decode = start.elapsed() - waited;
+
+        let start = Instant::now();
+        let geometry = Letterbox::new(picture.width, picture.height, params.imgsz, params.square);
+        let rgb = self.letterboxer.run(&picture, &geometry).map_err(Failure::Picture)?;
+        spent.letterbox = start.elapsed();
+
+        let start = Instant::now();
+        let input = Input { width: geometry.width as usize, height: geometry.height as usize, rgb };
+        self.network
+            .run(input, params.nms.conf, &mut self.candidates)
+            .map_err(|error| Failure::Worker(error.to_string()))?;
+        spent.infer = start.elapsed();
+
+        let start = Instant::now();
+        nms(&params.nms, &mut self.candidates);
+        let found: Vec<Found> = self
+            .candidates
+            .iter()
+            .map(|kept| Found {
+                class: kept.class,
+                score: kept.score,
+                bbox: geometry.to_picture(kept.bbox),
+            })
+            .collect();
+        spent.boxes = start.elapsed();
+
+        let start = Instant::now();
+        let annotated = match &params.annotate {
+            None => None,
+            Some(labels) => Some(draw(&picture, &found, labels).map_err(Failure::Picture)?),
+        };
+        spent.draw = start.elapsed();
+        let Picture { width, height, truncated, .. } = picture;
+        Ok(Analysis { width, height, truncated, found, annotated })
+    }
+}
+
+fn draw(picture: &Picture, found: &[Found], labels: &[String]) -> Result<Vec<u8>, PictureError> {
+    let mark = |one: &Found| Mark {
+        bbox: one.bbox,
+        class: one.class,
+        label: labels.get(one.class as usize).map_or("", String::as_str),
+        score: one.score,
+    };
+    annotate(picture, &found.iter().map(mark).collect::<Vec<_>>())
+}
+
+fn add(total: &AtomicU64, time: Duration) {
+    total.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
