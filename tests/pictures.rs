@@ -183,6 +183,18 @@ fn limits_are_checked_in_the_header() {
 }
 
 #[test]
+fn a_bitstream_larger_than_its_container_is_refused() {
+    let mut webp = forms()["webp-lossy-alpha.webp"].clone();
+    let vp8 = webp.windows(4).position(|w| w == b"VP8 ").unwrap();
+    webp[vp8 + 14..vp8 + 18].copy_from_slice(&[0xFF, 0x3F, 0xFF, 0x3F]);
+    assert_eq!(code(&webp), Some(Code::Corrupt));
+    let mut tiff = forms()["tiff-rgb8-jpeg.tif"].clone();
+    let frame = tiff.windows(4).position(|w| w == [0xFF, 0xC0, 0, 17]).unwrap();
+    tiff[frame + 5..frame + 9].copy_from_slice(&[0x3F, 0xFF, 0x3F, 0xFF]);
+    assert_eq!(code(&tiff), Some(Code::Corrupt));
+}
+
+#[test]
 fn a_jpeg_of_very_many_scans_is_refused() {
     let bytes = forms()["jpeg-progressive-gray.jpg"].clone();
     // Repeat the last scan, a refinement, until nobody can mean it.

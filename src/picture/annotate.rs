@@ -149,7 +149,7 @@ fn font(side: i32) -> (&'static MonoFont<'static>, i32) {
         ..320 => (&iso_8859_1::FONT_6X10, 1),
         320..600 => (&iso_8859_1::FONT_7X13_BOLD, 1),
         600..1000 => (&iso_8859_1::FONT_9X15_BOLD, 1),
-        _ => (&iso_8859_1::FONT_9X15_BOLD, (side + 400) / 800),
+        _ => (&iso_8859_1::FONT_9X15_BOLD, (side + 400) / 1000),
     }
 }
 

@@ -147,9 +147,9 @@ impl Letterboxer {
 mod tests {
     use super::*;
 
-    /// (width, height), square: resized, pad, input; computed by Ultralytics' `LetterBox`.
+    /// (width, height), square: resized, pad, input; by hand from the rules.
     #[test]
-    fn geometry_is_ultralytics() {
+    fn geometry_follows_the_rules() {
         type Row = ((u32, u32), bool, (u32, u32), (u32, u32), (u32, u32));
         let rows: [Row; 9] = [
             ((640, 427), false, (640, 427), (0, 10), (640, 448)),

@@ -8,6 +8,7 @@
 //! [`Header::decode_bytes`].
 
 mod annotate;
+mod container;
 mod decode;
 mod error;
 mod jpeg;

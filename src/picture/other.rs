@@ -8,12 +8,16 @@ use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, tiff::Tif
 use image::error::ImageError;
 use image::{ColorType, ImageDecoder, ImageResult};
 
+use super::container;
 use super::error::PictureError;
 use super::orient;
 use super::probe::{Format, Header, Limits, check_pixels};
 
-/// What a decoder may keep besides pixels: window, tables, a colour profile.
-const OVERHEAD: u64 = 2 << 20;
+/// What a decoder may keep besides pixels: window, tables, a colour profile, chunks of the file,
+/// and a few rows of the widest samples.
+fn overhead(bytes: &[u8], width: u32) -> u64 {
+    (2 << 20) + bytes.len() as u64 + 64 * u64::from(width)
+}
 
 /// The header of a file of a format other than JPEG.
 pub(super) fn header(
@@ -22,10 +26,11 @@ pub(super) fn header(
     limits: &Limits,
 ) -> Result<Header, PictureError> {
     // Before the crate sees it: a header can promise sizes that overflow arithmetic there.
-    if let Some((width, height)) = promised_size(format, bytes) {
+    let promised = container::promised_size(format, bytes);
+    if let Some((width, height)) = promised {
         check_pixels(width, height, limits)?;
     }
-    let overhead = OVERHEAD + bytes.len() as u64;
+    let overhead = overhead(bytes, promised.map_or(0, |(width, _)| width));
     let ended = Cell::new(false);
     let mut decoder = open(format, bytes, overhead, &ended)
         .map_err(|e| fault(&e, format, bytes, overhead, ended.get()))?;
@@ -34,6 +39,11 @@ pub(super) fn header(
         return Err(PictureError::corrupt(format.as_str()));
     }
     check_pixels(width, height, limits)?;
+    match format {
+        Format::WebP => container::check_webp(bytes, (width, height))?,
+        Format::Tiff => container::check_tiff(bytes, u64::from(width) * u64::from(height))?,
+        _ => {}
+    }
     let orientation = orientation(format, decoder.as_mut(), bytes)?;
     let decode_bytes = decode_bytes(format, width, height, decoder.color_type(), orientation);
     let decode_bytes = decode_bytes.saturating_add(overhead);
@@ -44,11 +54,11 @@ pub(super) fn header(
 fn decode_bytes(format: Format, width: u32, height: u32, colour: ColorType, turn: u8) -> u64 {
     let pixels = u64::from(width) * u64::from(height);
     let sample = u64::from(colour.bytes_per_pixel());
-    // The crates' own copies. WebP: planes, and for alpha a frame of RGBA and an index map. TIFF:
+    // The crates' own copies of pixels. WebP: planes, and for alpha a frame of RGBA and an index map. TIFF:
     // a second buffer (four samples of up to two bytes for CMYK) and a strip. GIF: the frame
     // before it is put on its canvas, as indices and as RGBA.
     let own = match format {
-        Format::Png | Format::Bmp | Format::Jpeg => u64::from(width) * 64,
+        Format::Png | Format::Bmp | Format::Jpeg => 0,
         Format::WebP => 7 * pixels,
         Format::Tiff => 2 * pixels * sample.max(4),
         Format::Gif => 5 * pixels,
@@ -63,7 +73,8 @@ fn decode_bytes(format: Format, width: u32, height: u32, colour: ColorType, turn
 pub(super) fn pixels(bytes: &[u8], header: &Header) -> Result<Vec<u8>, PictureError> {
     let ended = Cell::new(false);
     let fault = |e| fault(&e, header.format, bytes, header.decode_bytes, ended.get());
-    let mut decoder = open(header.format, bytes, header.decode_bytes, &ended).map_err(fault)?;
+    let overhead = overhead(bytes, header.width);
+    let mut decoder = open(header.format, bytes, overhead, &ended).map_err(fault)?;
     let mut limits = image::Limits::no_limits();
     limits.max_alloc = Some(header.decode_bytes);
     decoder.set_limits(limits).map_err(fault)?;
@@ -71,7 +82,7 @@ pub(super) fn pixels(bytes: &[u8], header: &Header) -> Result<Vec<u8>, PictureEr
     let mut samples = vec![0; usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX)];
     decoder.read_image_boxed(&mut samples).map_err(fault)?;
     if header.format == Format::Gif {
-        let background = gif_background(bytes);
+        let background = container::gif_background(bytes);
         for pixel in samples.chunks_exact_mut(4).filter(|pixel| pixel[3] == 0) {
             pixel[..3].copy_from_slice(&background);
         }
@@ -102,19 +113,6 @@ fn open<'a>(
     })
 }
 
-/// Width and height where they stand at a fixed place.
-fn promised_size(format: Format, bytes: &[u8]) -> Option<(u32, u32)> {
-    let four = |at: usize| bytes.get(at..at + 4).map(|b| [b[0], b[1], b[2], b[3]]);
-    match format {
-        Format::Png => Some((u32::from_be_bytes(four(16)?), u32::from_be_bytes(four(20)?))),
-        Format::Bmp if four(14)? != [12, 0, 0, 0] => {
-            let (width, height) = (i32::from_le_bytes(four(18)?), i32::from_le_bytes(four(22)?));
-            Some((width.unsigned_abs(), height.unsigned_abs()))
-        }
-        _ => None,
-    }
-}
-
 /// EXIF orientation as cv2 reads it.
 fn orientation(
     format: Format,
@@ -122,51 +120,14 @@ fn orientation(
     bytes: &[u8],
 ) -> Result<u8, PictureError> {
     Ok(match format {
-        Format::Png => png_exif(bytes)?.and_then(orient::from_exif).unwrap_or(1),
+        Format::Png => container::png_exif(bytes)?.and_then(orient::from_exif).unwrap_or(1),
         Format::WebP => {
-            // As in PNG, it may stand behind the pixels.
-            let riff = bytes.get(4..8).map_or(0, |n| u32::from_le_bytes([n[0], n[1], n[2], n[3]]));
-            if u64::from(riff) + 8 > bytes.len() as u64 {
-                return Err(PictureError::truncated(bytes.len()));
-            }
             let exif = decoder.exif_metadata().ok().flatten();
             exif.and_then(|block| orient::from_exif(&block)).unwrap_or(1)
         }
         Format::Tiff => decoder.orientation().map_or(1, |o| o.to_exif()),
         Format::Bmp | Format::Gif | Format::Jpeg => 1,
     })
-}
-
-/// The content of a PNG's first eXIf chunk. It may also stand behind the pixels, so a file
-/// without its last chunk is incomplete: its orientation is not known.
-fn png_exif(bytes: &[u8]) -> Result<Option<&[u8]>, PictureError> {
-    let walk = || {
-        let (mut rest, mut exif) = (bytes.get(8..)?, None);
-        loop {
-            let (head, body) = rest.split_at_checked(8)?;
-            let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
-            let (body, after) = body.split_at_checked(length)?;
-            rest = after.get(4..)?;
-            match &head[4..] {
-                b"eXIf" if exif.is_none() => exif = Some(body),
-                b"IEND" => return Some(exif),
-                _ => {}
-            }
-        }
-    };
-    walk().ok_or_else(|| PictureError::truncated(bytes.len()))
-}
-
-/// What shows where a GIF's first frame is transparent or does not reach: the background colour,
-/// as in cv2; black without a global colour table.
-fn gif_background(bytes: &[u8]) -> [u8; 3] {
-    let colour = || {
-        let (flags, index) = (*bytes.get(10)?, usize::from(*bytes.get(11)?));
-        let at = 13 + 3 * index;
-        let inside = flags & 0x80 != 0 && index < 2 << (flags & 7);
-        bytes.get(at..at + 3).filter(|_| inside).map(|c| [c[0], c[1], c[2]])
-    };
-    colour().unwrap_or_default()
 }
 
 /// Alpha dropped, gray replicated, 16 bit cut to the high byte. `None`: a kind cv2 has no

@@ -82,18 +82,15 @@ impl Head {
     /// Read from the first byte to the first scan.
     pub(super) fn read(bytes: &[u8]) -> Result<Self, PictureError> {
         let corrupt = || PictureError::corrupt("JPEG");
-        let (mut frame, mut jfif, mut adobe, mut orientation) = (None, false, None, None);
+        let (mut frame, mut jfif, mut adobe, mut orientation) = (None::<Self>, false, None, None);
         let mut at = 2;
         loop {
             let segment = segment(bytes, at)?;
             let body = segment.body;
             at = segment.end;
             match segment.marker {
-                0xC0..=0xC2 => {
-                    if frame.replace(read_frame(body, segment.marker == 0xC2)?).is_some() {
-                        return Err(corrupt());
-                    }
-                }
+                0xC0..=0xC2 if frame.is_some() => return Err(corrupt()),
+                0xC0..=0xC2 => frame = Some(read_frame(body, segment.marker == 0xC2)?),
                 DHT => {}
                 0xC3 => return Err(PictureError::unsupported("lossless JPEG")),
                 0xC5..=0xC7 => return Err(PictureError::unsupported("hierarchical JPEG")),
@@ -110,7 +107,7 @@ impl Head {
                 }
                 0xEE if body.len() >= 12 && body.starts_with(b"Adobe") => adobe = Some(body[11]),
                 SOS => {
-                    let mut head: Self = frame.ok_or_else(corrupt)?;
+                    let mut head = frame.ok_or_else(corrupt)?;
                     head.interleaved = body.first().copied() == Some(head.components.len() as u8);
                     head.colour = colour(&head.components, jfif, adobe)?;
                     head.orientation = orientation.unwrap_or(1);
