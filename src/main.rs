@@ -12,6 +12,15 @@ fn main() -> ExitCode {
         // SAFETY: nothing has run before this, so there is no other thread that reads the environment.
         unsafe { std::env::set_var(name, "1") };
     }
+    // A worker's panic is caught and becomes an error line or a failed mini-batch, which say so
+    // themselves; the standard message would only tear the progress bar.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let name = std::thread::current().name().map(str::to_owned);
+        if !name.is_some_and(|name| name.starts_with("worker-")) {
+            report(panic);
+        }
+    }));
     match Cli::parse().execute() {
         Ok(exit) => exit.into(),
         Err(error) => {

@@ -7,11 +7,9 @@ use serde_json::{Value, json};
 use super::exit::JobError;
 use super::line::LINE_SCHEMA;
 use super::spec::{Input, Spec};
+use crate::engine::NUMERICS_VERSION;
 use crate::picture::{DECODERS, Truncated};
 use crate::store::IdentityKind;
-
-/// Rises whenever output bytes may change for the same inputs and numeric class.
-pub const NUMERICS_VERSION: u32 = 1;
 
 /// Named values that decide output bytes.
 pub type Fingerprint = BTreeMap<String, Value>;

@@ -28,7 +28,7 @@ mod verify;
 
 pub use estimate::{Estimate, dry_run};
 pub use exit::{EXIT_HELP, Exit, JobError};
-pub use fingerprint::{Fingerprint, ModelFacts, NUMERICS_VERSION};
+pub use fingerprint::{Fingerprint, ModelFacts};
 pub use line::{
     Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, write_detections, write_error,
 };

@@ -90,6 +90,7 @@ pub fn load_model(spec: &Spec) -> Result<Loaded, JobError> {
     let classes =
         spec.classes.as_ref().map(|wanted| resolve_classes(wanted, &labels)).transpose()?;
     let sha256 = model.sha256;
+    // The engine keeps its own form of the weights; this was the last use of the file's.
     let engine = engine::load(Arc::new(model.network)).map_err(|error| usage(error.to_string()))?;
     let numeric_class = engine.numeric_class().to_owned();
     Ok(Loaded { engine, facts: ModelFacts { sha256, labels, imgsz, classes, numeric_class } })

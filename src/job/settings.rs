@@ -2,7 +2,7 @@
 //!
 //! Everything is optional here and nothing is checked; `Spec` is what the runner sees.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -169,21 +169,33 @@ impl Settings {
     /// # Errors
     /// When the working directory is gone.
     pub fn relative_to(mut self, folder: &Path) -> Result<Settings, JobError> {
-        let settle = |path: &Path| {
-            if path == Path::new("-") {
-                return Ok(path.to_owned());
+        let base = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        // Without links, so that `..` may be taken off it by name.
+        let base = base.canonicalize().map_err(|error| {
+            JobError::Usage(format!("cannot find the folder `{}`: {error}", base.display()))
+        })?;
+        let settle = |path: &Path| -> PathBuf {
+            if path == Path::new("-") || path.is_absolute() {
+                return path.to_owned();
             }
-            std::path::absolute(folder.join(path)).map_err(|error| {
-                JobError::Usage(format!("cannot make `{}` absolute: {error}", path.display()))
-            })
+            let mut settled = base.clone();
+            let mut rest = path.components().peekable();
+            while let Some(part) =
+                rest.next_if(|c| matches!(c, Component::CurDir | Component::ParentDir))
+            {
+                if part == Component::ParentDir {
+                    settled.pop();
+                }
+            }
+            settled.extend(rest);
+            settled
         };
         let paths = [&mut self.model, &mut self.input, &mut self.output, &mut self.annotate];
         for path in paths.into_iter().flatten() {
-            *path = settle(path)?;
+            *path = settle(path);
         }
         for since in self.since.iter_mut().flatten() {
-            // The slash of DIR/ means something; `absolute` keeps it.
-            *since = settle(Path::new(since.as_str()))?.to_string_lossy().into_owned();
+            *since = settle(Path::new(since.as_str())).to_string_lossy().into_owned();
         }
         Ok(self)
     }

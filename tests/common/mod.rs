@@ -1,6 +1,7 @@
 //! Shared by the integration tests.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub(crate) mod binary;
 pub(crate) mod checkpoint;
 pub(crate) mod formula;
 

@@ -1,0 +1,156 @@
+//! What happens when model, settings or pictures change between runs.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::binary::{Haul, by_image, fill, folder, model, success, testdata};
+
+#[test]
+fn another_model_or_threshold_is_refused_by_name() {
+    let photos = folder(4);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    Haul::run(photos.path(), &out).exits(0);
+    for (flags, says) in [
+        (&["--conf", "0.5"][..], "conf was 0.25, is 0.5"),
+        (&["--iou", "0.5"], "iou was 0.7, is 0.5"),
+        (&["--max-det", "7"], "max_det was 300, is 7"),
+        (&["--classes", "boat"], "classes was null, is ["),
+        (&["--agnostic"], "agnostic was false, is true"),
+        (&["--square"], "square was false, is true"),
+        (&["--exclude", "*.bmp"], "exclude was [], is [\"*.bmp\"]"),
+        (&["--limit", "2"], "limit was null, is 2"),
+        (&["--max-images", "2"], "max_images was 100, is 2"),
+        (&["--identity", "size"], "identity was \"mtime\", is \"size\""),
+    ] {
+        Haul::run(photos.path(), &out).args(flags).exits(2).says(says);
+    }
+    // Another checkpoint: the same weights with one bit of metadata changed are other bytes.
+    let mut bytes = fs::read(model()).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    let other = root.path().join("other.safetensors");
+    fs::write(&other, bytes).unwrap();
+    let run =
+        Haul::new("run").arg("-m").arg(&other).arg("-i").arg(photos.path()).arg("-o").arg(&out);
+    run.args(["--imgsz", "64"]).exits(2).says("weights was");
+    // What is not in the fingerprint may change.
+    Haul::run(photos.path(), &out).args(["--workers", "1", "--memory-budget", "2GiB"]).exits(0);
+    // And a way out is named, and works.
+    Haul::run(photos.path(), &out).args(["--conf", "0.5", "--new"]).exits(0);
+    Haul::run(photos.path(), &out).args(["--conf", "0.5"]).exits(0);
+}
+
+#[test]
+fn a_picture_changed_or_gone_since_the_plan_is_an_error_line() {
+    let photos = folder(6);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    let plan =
+        Haul::new("plan").arg("-m").arg(model()).arg("-i").arg(photos.path()).arg("-o").arg(&out);
+    plan.args(["--imgsz", "64"]).exits(0).says("6 pictures");
+    fs::copy(testdata("pictures/sea.jpg"), photos.path().join("0/00003.jpg")).unwrap();
+    fs::remove_file(photos.path().join("1/00001.png")).unwrap();
+    fs::remove_file(photos.path().join("2/00002.jpg")).unwrap();
+    fs::create_dir(photos.path().join("2/00002.jpg")).unwrap();
+    fill(photos.path(), 6..9);
+    Haul::new("resume").arg(&out).exits(3);
+    let lines = by_image(&out);
+    assert_eq!(lines.len(), 6, "what came after the plan is not in it");
+    let code = |image: &str| lines[image].error.as_ref().map(|error| error.code.as_str());
+    assert_eq!(code("0/00003.jpg"), Some("changed"));
+    assert_eq!(code("1/00001.png"), Some("gone"));
+    assert_eq!(code("2/00002.jpg"), Some("changed"));
+    assert_eq!(code("0/00000.jpg"), None);
+    Haul::new("verify").arg(&out).exits(3);
+}
+
+#[test]
+fn an_input_that_is_no_longer_there_blames_no_picture() {
+    let root = tempfile::tempdir().unwrap();
+    let (photos, out) = (root.path().join("photos"), root.path().join("out"));
+    fs::create_dir(&photos).unwrap();
+    fill(&photos, 0..40);
+    let plan = Haul::new("plan").arg("-m").arg(model()).arg("-i").arg(&photos).arg("-o").arg(&out);
+    plan.args(["--imgsz", "64", "--max-images", "4"]).exits(0);
+    // As when a disk is not mounted: the folder is there, and empty.
+    fs::rename(&photos, root.path().join("away")).unwrap();
+    fs::create_dir(&photos).unwrap();
+    Haul::new("resume").arg(&out).exits(1).says("is it still mounted?");
+    assert!(!out.join("part-00000000.jsonl").exists());
+    assert!(fs::read_dir(out.join("_manifest/failed")).unwrap().count() > 0);
+    Haul::new("status").arg(&out).exits(75);
+    fs::remove_dir(&photos).unwrap();
+    fs::rename(root.path().join("away"), &photos).unwrap();
+    Haul::new("resume").arg(&out).exits(0);
+    assert_eq!(success(&out)["ok"], 40);
+}
+
+#[test]
+fn a_grown_folder_is_named_and_since_does_just_the_new_ones() {
+    let root = tempfile::tempdir().unwrap();
+    let photos = root.path().join("photos");
+    fs::create_dir(&photos).unwrap();
+    fill(&photos, 0..5);
+    let night = |n: usize| root.path().join(format!("outputs/night-{n}"));
+    Haul::run(&photos, &night(1)).exits(0);
+    Haul::run(&photos, &night(1)).exits(0).says("nothing is new");
+
+    fill(&photos, 5..8);
+    fs::remove_file(photos.join("1/00001.png")).unwrap();
+    fs::copy(testdata("pictures/sea.jpg"), photos.join("0/00000.jpg")).unwrap();
+    let ran = Haul::run(&photos, &night(1)).exits(2);
+    let ran = ran.says("has 3 new, 1 changed and 1 gone pictures since the plan");
+    ran.says("--since").says("--new");
+    // `resume` never lists a finished plan again.
+    Haul::new("resume").arg(night(1)).exits(0);
+
+    let since = |from: &Path, n: usize| Haul::run(&photos, &night(n)).arg("--since").arg(from);
+    since(&night(1), 2).exits(0);
+    let images = |n: usize| by_image(&night(n)).into_keys().collect::<Vec<_>>();
+    assert_eq!(images(2), ["0/00000.jpg", "0/00006.jpg", "1/00007.png", "2/00005.jpg"]);
+    since(&night(1), 2).exits(0).says("nothing is new");
+
+    // The third night: by the last output alone, and by the folder of them all.
+    fill(&photos, 8..9);
+    since(&night(2), 3).exits(0);
+    assert_eq!(images(3), ["2/00008.jpg"]);
+    let slash = format!("{}/", root.path().join("outputs").display());
+    fill(&photos, 9..10);
+    since(Path::new(&slash), 4).exits(0);
+    assert_eq!(images(4), ["0/00009.jpg"]);
+    // Nothing new is fine.
+    since(Path::new(&slash), 5).exits(0);
+    assert_eq!(success(&night(5))["planned"], 0);
+    Haul::new("verify").arg(night(5)).exits(0);
+
+    // An unfinished one is left out of a folder, and refused by name.
+    fs::remove_file(night(4).join("_SUCCESS.json")).unwrap();
+    since(Path::new(&slash), 6).exits(0).says("night-4");
+    assert_eq!(images(6), ["0/00009.jpg"]);
+    since(&night(4), 7).exits(2).says("haul resume");
+    since(&photos.join("0"), 7).exits(0).says("done: 9 planned");
+}
+
+#[test]
+fn new_deletes_only_what_haul_wrote() {
+    let photos = folder(3);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    Haul::run(photos.path(), &out).exits(0);
+    fs::write(out.join("notes.txt"), b"mine").unwrap();
+    Haul::run(photos.path(), &out).args(["--new", "--conf", "0.9"]).exits(0);
+    assert_eq!(fs::read(out.join("notes.txt")).unwrap(), b"mine");
+    // An empty listing does not cost the results that are there.
+    let empty = tempfile::tempdir().unwrap();
+    Haul::run(empty.path(), &out).arg("--new").exits(5);
+    Haul::new("verify").arg(&out).exits(0);
+
+    let other = root.path().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("thesis.tex"), b"x").unwrap();
+    Haul::run(photos.path(), &other).exits(2).says("thesis.tex");
+    assert!(other.join("thesis.tex").exists());
+}

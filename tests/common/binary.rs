@@ -1,0 +1,168 @@
+//! What the tests of the binary share: running it, and looking at what it left.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use haul::job::Line;
+use tempfile::TempDir;
+
+pub(crate) fn testdata(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
+}
+
+/// The small model that comes with haul.
+pub(crate) fn model() -> PathBuf {
+    testdata("model/shapes.safetensors")
+}
+
+/// A run of the real binary.
+pub(crate) struct Haul {
+    command: Command,
+}
+
+/// What it said and how it ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Haul {
+    pub(crate) fn new(command: &str) -> Haul {
+        let mut haul = Command::new(env!("CARGO_BIN_EXE_haul"));
+        haul.arg(command).stdin(Stdio::null());
+        Haul { command: haul }
+    }
+
+    /// `haul run` with the small model at a small size: a few milliseconds a picture.
+    pub(crate) fn run(input: impl AsRef<OsStr>, output: &Path) -> Haul {
+        Haul::new("run")
+            .arg("--model")
+            .arg(model())
+            .arg("--input")
+            .arg(input)
+            .arg("--output")
+            .arg(output)
+            .args(["--imgsz", "64", "--workers", "2"])
+    }
+
+    pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Haul {
+        self.command.arg(arg);
+        self
+    }
+
+    pub(crate) fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Haul {
+        self.command.args(args);
+        self
+    }
+
+    pub(crate) fn in_folder(mut self, folder: &Path) -> Haul {
+        self.command.current_dir(folder);
+        self
+    }
+
+    pub(crate) fn stdin(mut self, file: std::fs::File) -> Haul {
+        self.command.stdin(file);
+        self
+    }
+
+    pub(crate) fn spawn(mut self) -> std::process::Child {
+        self.command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    pub(crate) fn ran(mut self) -> Ran {
+        Ran::of(self.command.output().unwrap())
+    }
+
+    /// Runs it and expects an exit code.
+    #[track_caller]
+    pub(crate) fn exits(self, code: i32) -> Ran {
+        let ran = self.ran();
+        assert_eq!(ran.code, code, "stdout: {}\nstderr: {}", ran.stdout, ran.stderr);
+        ran
+    }
+}
+
+impl Ran {
+    pub(crate) fn of(output: Output) -> Ran {
+        Ran {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn says(self, text: &str) -> Ran {
+        assert!(self.stderr.contains(text), "`{text}` is not in: {}", self.stderr);
+        self
+    }
+}
+
+/// The pictures of the repository.
+pub(crate) fn pictures() -> Vec<PathBuf> {
+    let mut names: Vec<PathBuf> = std::fs::read_dir(testdata("pictures"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A folder of `count` small pictures with keys in two levels, all links to two or three files.
+pub(crate) fn folder(count: usize) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fill(dir.path(), 0..count);
+    dir
+}
+
+/// Adds pictures with these numbers.
+pub(crate) fn fill(dir: &Path, numbers: std::ops::Range<usize>) {
+    let forms = ["jpeg-444.jpg", "png-rgb8.png", "jpeg-progressive-420.jpg"];
+    for number in numbers {
+        let form = forms[number % forms.len()];
+        let suffix = form.rsplit('.').next().unwrap();
+        let path = dir.join(format!("{}/{number:05}.{suffix}", number % 3));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::copy(testdata("forms").join(form), path).unwrap();
+    }
+}
+
+/// All lines of an output, parts in order.
+pub(crate) fn lines(output: &Path) -> Vec<Line> {
+    let text = concatenated(output);
+    text.split(|&b| b == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| Line::parse(line).unwrap())
+        .collect()
+}
+
+/// Lines by what `image` says.
+pub(crate) fn by_image(output: &Path) -> BTreeMap<String, Line> {
+    lines(output).into_iter().map(|line| (line.image.clone(), line)).collect()
+}
+
+/// All parts, in order, as one.
+pub(crate) fn concatenated(output: &Path) -> Vec<u8> {
+    parts(output).into_values().flatten().collect()
+}
+
+/// The parts by name.
+pub(crate) fn parts(output: &Path) -> BTreeMap<String, Vec<u8>> {
+    std::fs::read_dir(output)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), entry.path()))
+        .filter(|(name, _)| name.starts_with("part-"))
+        .map(|(name, path)| (name, std::fs::read(path).unwrap()))
+        .collect()
+}
+
+/// The success marker as JSON.
+pub(crate) fn success(output: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(output.join("_SUCCESS.json")).unwrap()).unwrap()
+}

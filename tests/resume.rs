@@ -1,0 +1,215 @@
+//! Same bytes however it was run, and nothing lost however it was stopped.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use common::binary::{Haul, Ran, concatenated, fill, folder, model, parts, success, testdata};
+
+const SMALL_BATCHES: [&str; 2] = ["--max-images", "3"];
+
+#[test]
+fn bytes_do_not_depend_on_workers_or_mini_batches() {
+    let photos = testdata("pictures");
+    let root = tempfile::tempdir().unwrap();
+    let mut whole: Option<Vec<u8>> = None;
+    for (index, flags) in [
+        ["--workers", "1", "--max-images", "100", "--max-payload-mb", "100"],
+        ["--workers", "2", "--max-images", "100", "--max-payload-mb", "100"],
+        ["--workers", "4", "--max-images", "5", "--max-payload-mb", "100"],
+        ["--workers", "3", "--max-images", "1", "--max-payload-mb", "100"],
+        ["--workers", "2", "--max-images", "100", "--max-payload-mb", "0.05"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = root.path().join(index.to_string());
+        let run =
+            Haul::new("run").arg("-m").arg(model()).arg("-i").arg(&photos).arg("-o").arg(&out);
+        run.args(flags).args(["--imgsz", "128"]).exits(0);
+        let bytes = concatenated(&out);
+        assert!(bytes.windows(7).any(|w| w == b"\"score\""), "something is found");
+        match &whole {
+            None => whole = Some(bytes),
+            Some(whole) => assert!(bytes == *whole, "{flags:?} gave other bytes"),
+        }
+    }
+}
+
+#[test]
+fn a_crash_between_part_and_record_is_adopted() {
+    let photos = folder(20);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    Haul::run(photos.path(), &out).args(SMALL_BATCHES).exits(0);
+    let (before, marker) = (parts(&out), success(&out));
+    let modified = |name: &str| fs::metadata(out.join(name)).unwrap().modified().unwrap();
+    let first = modified("part-00000000.jsonl");
+
+    // As after a crash in a finished plan, and as after one while the listing still went on.
+    for gone in [
+        &["_SUCCESS.json", "_manifest/done/00000000.json", "_manifest/done/00000003.json"][..],
+        &["_SUCCESS.json", "_manifest/plan.json", "_manifest/done/00000000.json"],
+        &[
+            "_SUCCESS.json",
+            "_manifest/plan.json",
+            "_manifest/plan-00000000.jsonl",
+            "_manifest/done/00000001.json",
+        ],
+    ] {
+        for name in gone {
+            fs::remove_file(out.join(name)).unwrap();
+        }
+        let ran = Haul::new("resume").arg(&out).arg("--json").exits(0);
+        let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert!(report["adopted"].as_u64().unwrap() >= 1, "{report}");
+        assert_eq!(report["pictures"], 0, "nothing was done again");
+        assert_eq!(parts(&out), before);
+        assert_eq!(success(&out), marker);
+    }
+    assert_eq!(modified("part-00000000.jsonl"), first, "what is published is not touched");
+    Haul::new("verify").arg(&out).exits(0);
+}
+
+#[test]
+fn foreign_parts_and_records_are_refused() {
+    let photos = folder(6);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    Haul::run(photos.path(), &out).args(SMALL_BATCHES).exits(0);
+    fs::remove_file(out.join("_SUCCESS.json")).unwrap();
+    fs::remove_file(out.join("_manifest/done/00000001.json")).unwrap();
+    fs::write(out.join("part-00000001.jsonl"), b"{\"image\":\"x\"}\n").unwrap();
+    Haul::run(photos.path(), &out).args(SMALL_BATCHES).exits(2).says("part-00000001.jsonl");
+    fs::remove_file(out.join("part-00000001.jsonl")).unwrap();
+
+    let record = out.join("_manifest/done/00000000.json");
+    let text = fs::read_to_string(&record).unwrap();
+    let job = text.split("\"job\":\"").nth(1).unwrap()[..32].to_owned();
+    fs::remove_file(&record).unwrap();
+    fs::write(&record, text.replace(&job, &"0".repeat(32))).unwrap();
+    Haul::run(photos.path(), &out).args(SMALL_BATCHES).exits(2).says("record of another job");
+    fs::write(&record, text).unwrap();
+
+    // A part behind the end of the plan.
+    fs::write(out.join("part-00000077.jsonl"), b"").unwrap();
+    Haul::run(photos.path(), &out).args(SMALL_BATCHES).exits(2).says("mini-batch 77");
+    fs::remove_file(out.join("part-00000077.jsonl")).unwrap();
+    Haul::run(photos.path(), &out).args(SMALL_BATCHES).exits(0);
+}
+
+#[test]
+fn verify_names_what_was_altered() {
+    let photos = folder(9);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    Haul::run(photos.path(), &out).args(SMALL_BATCHES).exits(0);
+    Haul::new("verify").arg(&out).exits(0);
+    let alter = |name: &str, change: &dyn Fn(String) -> String, says: &str| {
+        let path = out.join(name);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, change(text.clone())).unwrap();
+        Haul::new("verify").arg(&out).exits(1).says(says);
+        fs::write(&path, text).unwrap();
+        Haul::new("verify").arg(&out).exits(0);
+    };
+    alter(
+        "part-00000001.jsonl",
+        &|t| t.replace("width", "Width"),
+        "part-00000001.jsonl is not what",
+    );
+    alter("_SUCCESS.json", &|t| t.replace("\"ok\":9", "\"ok\":8"), "_SUCCESS.json");
+    alter("_manifest/plan.json", &|t| t.replace("\"pictures\":9", "\"pictures\":8"), "plan.json");
+    alter("_manifest/plan-00000000.jsonl", &|t| t.replace("00003", "00004"), "plan-00000000.jsonl");
+    alter("_manifest/done/00000002.json", &|t| t.replace("\"ok\":3", "\"ok\":2"), "add up");
+    // The same lie in part and record is still no line of ours.
+    let part = fs::read_to_string(out.join("part-00000000.jsonl")).unwrap();
+    let lie = part.replacen(
+        "\"detections\":[",
+        "\"detections\":[{\"class\":0,\"label\":\"x\",\"score\":2,\"box\":[0,0,1,1]}",
+        1,
+    );
+    fs::write(out.join("part-00000000.jsonl"), &lie).unwrap();
+    let record = out.join("_manifest/done/00000000.json");
+    let text = fs::read_to_string(&record).unwrap();
+    let digest = haul::store::sha256(part.as_bytes());
+    fs::write(&record, text.replace(&digest, &haul::store::sha256(lie.as_bytes()))).unwrap();
+    Haul::new("verify").arg(&out).exits(1).says("line 1 breaks the schema");
+}
+
+/// Runs until it ends by itself, killed at every moment in `after`.
+fn kill_and_go_on(photos: &Path, out: &Path, after: impl Iterator<Item = u64>) -> (Ran, usize) {
+    let mut kills = 0;
+    for millis in after {
+        let mut child = Haul::run(photos, out).args(SMALL_BATCHES).arg("--quiet").spawn();
+        std::thread::sleep(Duration::from_millis(millis));
+        if child.try_wait().unwrap().is_some() {
+            return (Ran::of(child.wait_with_output().unwrap()), kills);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    (Haul::run(photos, out).args(SMALL_BATCHES).ran(), kills)
+}
+
+#[test]
+fn sigkill_loses_nothing() {
+    let photos = folder(93);
+    let root = tempfile::tempdir().unwrap();
+    let whole = root.path().join("whole");
+    Haul::run(photos.path(), &whole).args(SMALL_BATCHES).exits(0);
+    let out = root.path().join("killed");
+    // From before the model is read to somewhere in the work.
+    let (ran, kills) =
+        kill_and_go_on(photos.path(), &out, [1, 3, 8, 15, 25, 40, 60, 90, 130].into_iter());
+    assert!(kills >= 4, "only {kills} kills came before the end");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(parts(&out), parts(&whole));
+    for field in ["planned", "ok", "failed", "parts", "plan_sha256", "parts_sha256"] {
+        assert_eq!(success(&out)[field], success(&whole)[field], "{field}");
+    }
+    Haul::new("verify").arg(&out).exits(0);
+    assert_eq!(fs::read_dir(out.join("_manifest/tmp")).unwrap().count(), 0, "nothing is left over");
+}
+
+#[test]
+fn sigterm_ends_with_75_and_the_same_command_goes_on() {
+    let photos = folder(600);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    let child =
+        Haul::run(photos.path(), &out).args(["--max-images", "20", "--imgsz", "160"]).spawn();
+    while !out.join("_manifest/done/00000000.json").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, 75, "{}", ran.stderr);
+    assert!(ran.stderr.contains("interrupted: 600 planned"), "{}", ran.stderr);
+    Haul::new("status").arg(&out).exits(75);
+    Haul::new("verify").arg(&out).exits(75);
+    Haul::new("export").arg(&out).args(["--to", "csv"]).exits(2).says("is not finished");
+    Haul::new("resume").arg(&out).exits(0);
+    Haul::new("status").arg(&out).exits(0);
+    // A second time there is nothing to do, and the answer is the same.
+    Haul::new("resume").arg(&out).exits(0).says("is finished");
+}
+
+#[test]
+fn a_first_millisecond_and_an_empty_folder_do_not_stand_in_the_way() {
+    let root = tempfile::tempdir().unwrap();
+    let (photos, out) = (root.path().join("photos"), root.path().join("out"));
+    fs::create_dir(&photos).unwrap();
+    Haul::run(&photos, &out).exits(5).says("no picture found");
+    Haul::run(&photos, &out).arg("--allow-empty").exits(0);
+    // What a kill right after the start leaves.
+    fs::create_dir_all(out.join("_manifest/tmp")).unwrap();
+    fs::write(out.join("_manifest/tmp/123-0"), b"half a job.js").unwrap();
+    fill(&photos, 0..3);
+    Haul::run(&photos, &out).args(["--conf", "0.5"]).exits(0);
+    assert_eq!(success(&out)["planned"], 3);
+}
