@@ -318,7 +318,7 @@ impl<'a> Machine<'a> {
         let end = rest.iter().take(MAX_NAME).position(|&b| b == b'\n');
         let Some(end) = end else { return Err(self.fault("a name does not end")) };
         self.at += end + 1;
-        std::str::from_utf8(&rest[..end]).map_err(|_| self.fault("a name is not UTF-8"))
+        std::str::from_utf8(&rest[..end]).map_err(|_| self.fault("a name is no text"))
     }
 
     fn number(&mut self, width: usize, read: impl Fn(&[u8]) -> Value) -> Result<(), Fault> {
@@ -462,6 +462,10 @@ impl<'a> Machine<'a> {
     // Names, instances, tensors.
 
     fn global(&mut self, module: &str, name: &str) -> Result<(), Fault> {
+        let python = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        if !(module.chars().all(python) && name.chars().all(python)) {
+            return Err(self.fault("a name is no Python name"));
+        }
         let meaning = meaning(module, name)?;
         self.globals += 1;
         if self.globals > MAX_GLOBALS {
