@@ -1,1 +1,268 @@
-//! (in the making)
+//! Where bytes live, and the only two ways to write them.
+//!
+//! [`Source`] is what a job reads from, [`Store`] what it writes to. Both are small on purpose: a
+//! second store (S3) implements the same two traits and passes the same conformance suite
+//! (`tests/conformance.rs`). This module does not know what a picture, a plan or a record is.
+//!
+//! Durability in one sentence: when [`Store::put_new`] returns, the bytes survive a power cut under
+//! the given name or the name belongs to somebody else's bytes; it never alters what is published.
+
+mod error;
+mod hash;
+mod key;
+mod local;
+mod sorter;
+
+pub use error::{Class, StoreError};
+pub use hash::{sha256, sha256_of};
+pub use key::Key;
+pub use local::{
+    IdentityKind, LocalSource, LocalStore, Lock, LockError, SourceOptions, annotated_name,
+};
+
+use std::fmt::Debug;
+use std::path::Path;
+
+/// How [`Store::put_new`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutNew {
+    /// The name was free and now holds our bytes, durably.
+    Created,
+    /// The name was taken; nothing was written. Whose bytes they are is the caller's question.
+    Exists,
+}
+
+/// A place for a job's output: a folder today.
+///
+/// Names are relative paths with `/` between segments, for instance `_manifest/job.json`.
+pub trait Store: Send + Sync + Debug {
+    /// Publishes `bytes` under a name that must be free: all of them durably, or nothing.
+    ///
+    /// # Errors
+    /// When the bytes could not be made durable; the name is then still free, or (after a crash of
+    /// the machine) holds all the bytes.
+    fn put_new(&self, name: &Path, bytes: &[u8]) -> Result<PutNew, StoreError>;
+
+    /// Publishes `bytes` under a name, in place of what was there. Readers see old or new, whole.
+    ///
+    /// # Errors
+    /// When the bytes could not be written.
+    fn replace(&self, name: &Path, bytes: &[u8]) -> Result<(), StoreError>;
+
+    /// The bytes under a name; `None` where there is no such name.
+    ///
+    /// # Errors
+    /// When the name exists but cannot be read.
+    fn read(&self, name: &Path) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// The names directly in a folder (`""` is the root), in byte order; empty where there is none.
+    ///
+    /// # Errors
+    /// When the folder exists but cannot be listed.
+    fn list(&self, folder: &Path) -> Result<Vec<String>, StoreError>;
+
+    /// Removes a name; a name that is not there is no error.
+    ///
+    /// # Errors
+    /// When the name is there and stays.
+    fn delete(&self, name: &Path) -> Result<(), StoreError>;
+
+    /// Removes what interrupted writes of this store left behind. Only the lock's holder may.
+    ///
+    /// # Errors
+    /// When the temporary folder cannot be read.
+    fn clear_temporaries(&self) -> Result<(), StoreError>;
+
+    /// The store in words, for messages: the folder's path.
+    fn describe(&self) -> String;
+}
+
+/// What tells one version of an object from another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// Local default: size and modification time in nanoseconds since the epoch.
+    Mtime(i64),
+    /// `--identity size`: the size alone, for trees whose times were not kept.
+    Size,
+    /// `--identity sha256`: size and content hash, in lower-case hex.
+    Sha256(String),
+    /// A link that cannot be read as a picture of this tree; it is planned so that it gets a line.
+    Link(LinkFault),
+    /// Named in a list, but not there when the plan was made.
+    Missing,
+}
+
+/// Why a symbolic link with a picture's name cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkFault {
+    /// Its target does not exist.
+    Broken,
+    /// Its target lies outside the input.
+    Outside,
+}
+
+/// One object that the plan takes in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Full key relative to the input.
+    pub key: Key,
+    /// Size in bytes.
+    pub size: u64,
+    /// What tells this version of it from another.
+    pub identity: Identity,
+}
+
+/// Why a listed name is not planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Skip {
+    /// Its name, or that of a folder above it, starts with a dot.
+    Hidden,
+    /// Its suffix is not a picture's.
+    Foreign,
+    /// It has no suffix, and no `--include` matches it.
+    NoSuffix,
+    /// `--include` was given and does not match it.
+    NotIncluded,
+    /// `--exclude` matches it.
+    Excluded,
+    /// A link to a folder; never descended.
+    FolderLink,
+    /// A device, pipe or socket.
+    Special,
+    /// haul's own output or annotated pictures.
+    Output,
+    /// A folder named in a list.
+    Folder,
+    /// Named a second time in a list.
+    Duplicate,
+    /// `--since`: known, and unchanged.
+    Known,
+}
+
+impl Skip {
+    /// Every reason, in the order in which summaries name them.
+    pub const ALL: [Skip; 11] = [
+        Skip::Hidden,
+        Skip::Foreign,
+        Skip::NoSuffix,
+        Skip::NotIncluded,
+        Skip::Excluded,
+        Skip::FolderLink,
+        Skip::Special,
+        Skip::Output,
+        Skip::Folder,
+        Skip::Duplicate,
+        Skip::Known,
+    ];
+
+    /// The reason's name in plan files and in `--json` summaries.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Skip::Hidden => "hidden",
+            Skip::Foreign => "foreign",
+            Skip::NoSuffix => "no_suffix",
+            Skip::NotIncluded => "not_included",
+            Skip::Excluded => "excluded",
+            Skip::FolderLink => "folder_link",
+            Skip::Special => "special",
+            Skip::Output => "output",
+            Skip::Folder => "folder",
+            Skip::Duplicate => "duplicate",
+            Skip::Known => "known",
+        }
+    }
+
+    /// The reason for people, and the flag that would take such names in.
+    #[must_use]
+    pub fn explain(self) -> &'static str {
+        match self {
+            Skip::Hidden => "hidden (--hidden takes them)",
+            Skip::Foreign => "without a picture's suffix (rename them, or name them in a list)",
+            Skip::NoSuffix => "without a suffix (--include PATTERN takes them)",
+            Skip::NotIncluded => "not matched by --include",
+            Skip::Excluded => "matched by --exclude",
+            Skip::FolderLink => "links to folders (never followed; name their target as --input)",
+            Skip::Special => "pipes, sockets or devices",
+            Skip::Output => "haul's own output",
+            Skip::Folder => "folders named in the list (name pictures, or use --input FOLDER)",
+            Skip::Duplicate => "named twice in the list",
+            Skip::Known => "already in the outputs named by --since",
+        }
+    }
+}
+
+/// One name met while listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// An object for the plan.
+    Object(Object),
+    /// A name that is only counted.
+    Skipped(Skip),
+}
+
+/// Decides by name alone; asked before anything is opened or measured.
+pub trait Select: Send + Sync {
+    /// Whether a file of this key is planned.
+    ///
+    /// # Errors
+    /// The reason why it is not.
+    fn file(&self, key: &Key) -> Result<(), Skip>;
+    /// Whether a folder of this key (without a trailing slash) is descended.
+    ///
+    /// # Errors
+    /// The reason why it is not.
+    fn folder(&self, key: &Key) -> Result<(), Skip>;
+}
+
+/// A listing: names in byte order of their full keys.
+pub type Listing<'a> = Box<dyn Iterator<Item = Result<Listed, StoreError>> + Send + 'a>;
+
+/// Why an object could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It is not the version that was planned.
+    #[error("the object is not the one that was planned")]
+    Changed,
+    /// It is no longer there.
+    #[error("the object is gone")]
+    Gone,
+    /// Its permissions refuse us.
+    #[error("the object may not be read")]
+    Denied,
+    /// It is there, but reading fails again and again.
+    #[error("the object cannot be read")]
+    Unreadable,
+    /// The store failed, not the object.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Where pictures come from: a folder, one file or a list today.
+pub trait Source: Send + Sync + Debug {
+    /// Everything after the key `after`, in byte order.
+    ///
+    /// # Errors
+    /// When the input cannot be listed at all; later faults come as items.
+    fn list<'a>(
+        &'a self,
+        select: &'a dyn Select,
+        after: Option<&Key>,
+    ) -> Result<Listing<'a>, StoreError>;
+
+    /// The bytes of a planned object, if it still is what was planned.
+    ///
+    /// # Errors
+    /// [`ReadError`]; `Gone`, `Denied` and `Unreadable` are claims that [`Source::vouches`] checks.
+    fn read(&self, object: &Object) -> Result<Vec<u8>, ReadError>;
+
+    /// Whether the input is still the one seen at the start and `witness` can be read.
+    ///
+    /// Asked directly after an object was gone, denied or unreadable: only if this holds for some
+    /// other key is the object to blame and not the store (an unmounted disk looks like a folder
+    /// whose pictures are all gone).
+    fn vouches(&self, witness: Option<&Key>) -> bool;
+
+    /// The input in words, for messages.
+    fn describe(&self) -> String;
+}

@@ -1,0 +1,10 @@
+//! Folders of this machine, or of a file server it has mounted.
+
+mod files;
+mod lock;
+mod source;
+mod walk;
+
+pub use files::{LocalStore, annotated_name};
+pub use lock::{Lock, LockError};
+pub use source::{IdentityKind, LocalSource, SourceOptions};

@@ -1,0 +1,417 @@
+//! Reading pictures from a folder, a single file or a list: [`LocalSource`].
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::walk::{Entry, Walk};
+use crate::store::hash::{sha256, sha256_of};
+use crate::store::sorter::Sorter;
+use crate::store::{
+    Identity, Key, LinkFault, Listed, Listing, Object, ReadError, Select, Skip, Source, StoreError,
+};
+
+/// Reads of a file that fail for no lasting reason are tried this often.
+const ATTEMPTS: u32 = 3;
+
+/// How a local input is read.
+#[derive(Clone, Debug, Default)]
+pub struct SourceOptions {
+    /// Read links that leave the tree.
+    pub follow_symlinks: bool,
+    /// Identify pictures by size, or by content, instead of size and time.
+    pub identity: IdentityKind,
+    /// Folders that are never input: the output and the annotated pictures.
+    pub avoid: Vec<PathBuf>,
+}
+
+/// `--identity`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IdentityKind {
+    /// Size and modification time.
+    #[default]
+    Mtime,
+    /// Size alone.
+    Size,
+    /// Content.
+    Sha256,
+}
+
+#[derive(Debug)]
+enum Names {
+    /// Everything under the root.
+    Tree,
+    /// One file in the root.
+    One(Key),
+    /// The lines of a file; keys are the lines.
+    List(PathBuf),
+    /// The lines of a spooled standard input.
+    Spooled(File),
+}
+
+/// A local input.
+#[derive(Debug)]
+pub struct LocalSource {
+    root: PathBuf,
+    seen: (u64, u64),
+    names: Names,
+    options: SourceOptions,
+}
+
+impl LocalSource {
+    /// A folder, a picture, or a list (a name that ends in `.txt` or `.lst`).
+    ///
+    /// # Errors
+    /// When the input does not exist or may not be read.
+    pub fn open(input: &Path, options: SourceOptions) -> Result<LocalSource, StoreError> {
+        let fault = |error| StoreError::new("read the input", input, error);
+        if fs::metadata(input).map_err(fault)?.is_dir() {
+            return LocalSource::rooted(input, Names::Tree, options);
+        }
+        let folder = match input.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let is_list = input.extension().is_some_and(|e| e == "txt" || e == "lst");
+        let names = if is_list {
+            Names::List(input.canonicalize().map_err(fault)?)
+        } else {
+            let name = input.file_name().unwrap_or_default();
+            Names::One(Key::new(std::os::unix::ffi::OsStrExt::as_bytes(name)))
+        };
+        LocalSource::rooted(folder, names, options)
+    }
+
+    /// A list of paths, one a line, relative to `folder`.
+    ///
+    /// # Errors
+    /// When the lines cannot be spooled to the temporary folder.
+    pub fn from_lines(
+        mut lines: impl Read,
+        folder: &Path,
+        options: SourceOptions,
+    ) -> Result<LocalSource, StoreError> {
+        let mut spool = || -> io::Result<File> {
+            let mut file = tempfile::tempfile()?;
+            io::copy(&mut lines, &mut file)?;
+            Ok(file)
+        };
+        let file = spool().map_err(|error| StoreError::new("read the list from", "-", error))?;
+        LocalSource::rooted(folder, Names::Spooled(file), options)
+    }
+
+    fn rooted(
+        root: &Path,
+        names: Names,
+        mut options: SourceOptions,
+    ) -> Result<LocalSource, StoreError> {
+        let fault = |error| StoreError::new("read the input", root, error);
+        let root = root.canonicalize().map_err(fault)?;
+        let meta = fs::metadata(&root).map_err(fault)?;
+        for folder in &mut options.avoid {
+            *folder = settled(folder);
+        }
+        Ok(LocalSource { root, seen: (meta.dev(), meta.ino()), names, options })
+    }
+
+    /// The folder that keys are relative to.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn path(&self, key: &Key) -> PathBuf {
+        self.root.join(key.as_path())
+    }
+
+    fn is_tree(&self) -> bool {
+        matches!(self.names, Names::Tree)
+    }
+
+    fn object(&self, key: Key, meta: &Metadata) -> Result<Object, StoreError> {
+        let identity = match self.options.identity {
+            IdentityKind::Mtime => Identity::Mtime(mtime_ns(meta)),
+            IdentityKind::Size => Identity::Size,
+            IdentityKind::Sha256 => {
+                let path = self.path(&key);
+                let digest = File::open(&path).and_then(sha256_of);
+                Identity::Sha256(digest.map_err(|error| StoreError::new("read", path, error))?)
+            }
+        };
+        Ok(Object { key, size: meta.len(), identity })
+    }
+
+    /// What a file or link in the tree is; `None` when it vanished while we looked.
+    fn classify(
+        &self,
+        key: Key,
+        entry: Entry,
+        select: &dyn Select,
+    ) -> Option<Result<Listed, StoreError>> {
+        let path = self.path(&key);
+        let skipped = |reason| Some(Ok(Listed::Skipped(reason)));
+        if entry == Entry::Special {
+            return skipped(Skip::Special);
+        }
+        if entry == Entry::Link && fs::metadata(&path).is_ok_and(|m| m.is_dir()) {
+            return skipped(Skip::FolderLink);
+        }
+        if let Err(reason) = select.file(&key) {
+            return skipped(reason);
+        }
+        let faulty = |key, fault| {
+            let identity = Identity::Link(fault);
+            Some(Ok(Listed::Object(Object { key, size: 0, identity })))
+        };
+        match fs::metadata(&path) {
+            Ok(meta) if !meta.is_file() => skipped(Skip::Special),
+            Ok(_) if entry == Entry::Link && self.leaves(&path) => faulty(key, LinkFault::Outside),
+            Ok(meta) => Some(self.object(key, &meta).map(Listed::Object)),
+            Err(_) if entry == Entry::Link => faulty(key, LinkFault::Broken),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => Some(Err(StoreError::new("look at", path, error))),
+        }
+    }
+
+    /// Whether a link's target is out of bounds.
+    fn leaves(&self, path: &Path) -> bool {
+        !self.options.follow_symlinks
+            && !path.canonicalize().is_ok_and(|target| target.starts_with(&self.root))
+    }
+
+    /// What a line of a list names. Somebody named it, so neither suffix nor dots are asked.
+    fn named(&self, key: Key) -> Result<Listed, StoreError> {
+        let path = self.path(&key);
+        match fs::metadata(&path) {
+            Ok(meta) if meta.is_dir() => Ok(Listed::Skipped(Skip::Folder)),
+            Ok(meta) if !meta.is_file() => Ok(Listed::Skipped(Skip::Special)),
+            Ok(meta) => self.object(key, &meta).map(Listed::Object),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Ok(Listed::Object(Object { key, size: 0, identity: Identity::Missing }))
+            }
+            Err(error) => Err(StoreError::new("look at", path, error)),
+        }
+    }
+
+    fn list_lines<'a>(
+        &'a self,
+        lines: impl BufRead,
+        select: &'a dyn Select,
+        after: Option<&Key>,
+    ) -> io::Result<Listing<'a>> {
+        let mut sorter = Sorter::new();
+        for (index, line) in lines.split(b'\n').enumerate() {
+            let mut line = line?;
+            if line.last() == Some(&b'\r') {
+                line.pop();
+            }
+            let mut name = &line[..];
+            if index == 0 {
+                name = name.strip_prefix("\u{feff}".as_bytes()).unwrap_or(name);
+            }
+            while let Some(rest) = name.strip_prefix(b"./") {
+                name = rest;
+            }
+            if !name.is_empty() {
+                sorter.push(name.to_vec(), 0)?;
+            }
+        }
+        let after = after.cloned();
+        let mut previous: Option<Key> = None;
+        Ok(Box::new(sorter.finish()?.filter_map(move |item| {
+            let key = match item {
+                Ok((name, _)) => Key::new(name),
+                Err(error) => return Some(Err(StoreError::new("sort", &self.root, error))),
+            };
+            let again = previous.as_ref() == Some(&key);
+            if after.as_ref().is_some_and(|after| key <= *after) {
+                return None;
+            }
+            previous = Some(key.clone());
+            if again {
+                return Some(Ok(Listed::Skipped(Skip::Duplicate)));
+            }
+            match select.file(&key) {
+                Err(reason @ (Skip::Excluded | Skip::NotIncluded)) => {
+                    Some(Ok(Listed::Skipped(reason)))
+                }
+                _ => Some(self.named(key)),
+            }
+        })))
+    }
+
+    fn read_once(&self, object: &Object) -> Result<Vec<u8>, ReadError> {
+        let path = self.path(&object.key);
+        // A pipe of that name must not hold us up: it would open only when somebody writes to it.
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(&path)
+            .map_err(|error| read_error(&path, error))?;
+        let meta = file.metadata().map_err(|error| read_error(&path, error))?;
+        if !meta.is_file() || !self.unchanged(object, &meta) {
+            return Err(ReadError::Changed);
+        }
+        let is_link = fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink());
+        if self.is_tree() && is_link && self.leaves(&path) {
+            return Err(ReadError::Changed);
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(object.size).unwrap_or(0));
+        (&mut file)
+            .take(object.size.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(|error| read_error(&path, error))?;
+        // Somebody may have written while we read.
+        let meta = file.metadata().map_err(|error| read_error(&path, error))?;
+        if bytes.len() as u64 != object.size || !self.unchanged(object, &meta) {
+            return Err(ReadError::Changed);
+        }
+        match &object.identity {
+            Identity::Sha256(planned) if *planned != sha256(&bytes) => Err(ReadError::Changed),
+            _ => Ok(bytes),
+        }
+    }
+
+    fn unchanged(&self, object: &Object, meta: &Metadata) -> bool {
+        let same_time = match object.identity {
+            Identity::Mtime(planned) => mtime_ns(meta) == planned,
+            _ => true,
+        };
+        meta.len() == object.size && same_time
+    }
+}
+
+impl Source for LocalSource {
+    fn list<'a>(
+        &'a self,
+        select: &'a dyn Select,
+        after: Option<&Key>,
+    ) -> Result<Listing<'a>, StoreError> {
+        let fault = |error| StoreError::new("read the list", self.describe(), error);
+        match &self.names {
+            Names::One(key) => {
+                let left = after.is_none_or(|after| key > after);
+                Ok(Box::new(left.then(|| self.named(key.clone())).into_iter()))
+            }
+            Names::List(path) => {
+                let file = File::open(path).map_err(fault)?;
+                self.list_lines(BufReader::new(file), select, after).map_err(fault)
+            }
+            Names::Spooled(file) => {
+                let lines = BufReader::new(FromStart { file, offset: 0 });
+                self.list_lines(lines, select, after).map_err(fault)
+            }
+            Names::Tree => {
+                let mut walk = Walk::new(&self.root, after.cloned())?;
+                Ok(Box::new(std::iter::from_fn(move || {
+                    loop {
+                        let (key, entry) = match walk.next()? {
+                            Ok(found) => found,
+                            Err(error) => return Some(Err(error)),
+                        };
+                        if entry != Entry::Folder {
+                            match self.classify(key, entry, select) {
+                                None => continue,
+                                found => return found,
+                            }
+                        }
+                        // Folders above `after` were counted when they were first met.
+                        let verdict = if self.options.avoid.contains(&self.path(&key)) {
+                            Err(Skip::Output)
+                        } else {
+                            select.folder(&key)
+                        };
+                        match verdict {
+                            Ok(()) => walk.descend(&key),
+                            Err(reason) if walk.is_new(&key) => {
+                                return Some(Ok(Listed::Skipped(reason)));
+                            }
+                            Err(_) => {}
+                        }
+                    }
+                })))
+            }
+        }
+    }
+
+    fn read(&self, object: &Object) -> Result<Vec<u8>, ReadError> {
+        for attempt in 1.. {
+            match self.read_once(object) {
+                Err(ReadError::Unreadable) if attempt < ATTEMPTS => {
+                    std::thread::sleep(Duration::from_millis(50 << attempt));
+                }
+                other => return other,
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    fn vouches(&self, witness: Option<&Key>) -> bool {
+        let same = fs::metadata(&self.root).is_ok_and(|m| (m.dev(), m.ino()) == self.seen);
+        let readable = |key: &Key| {
+            let mut byte = [0];
+            File::open(self.path(key)).and_then(|mut file| file.read(&mut byte)).is_ok()
+        };
+        same && witness.is_none_or(readable)
+    }
+
+    fn describe(&self) -> String {
+        match &self.names {
+            Names::Tree => self.root.display().to_string(),
+            Names::One(key) => self.path(key).display().to_string(),
+            Names::List(path) => path.display().to_string(),
+            Names::Spooled(_) => "-".to_owned(),
+        }
+    }
+}
+
+/// Reads a shared file from its start without moving its cursor.
+struct FromStart<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
+fn read_error(path: &Path, error: io::Error) -> ReadError {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENXIO) => ReadError::Gone,
+        Some(Errno::EACCES | Errno::EPERM) => ReadError::Denied,
+        // Ours, not the file's: too many open files, no memory.
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => {
+            ReadError::Store(StoreError::new("read", path, error))
+        }
+        _ => ReadError::Unreadable,
+    }
+}
+
+fn mtime_ns(meta: &Metadata) -> i64 {
+    meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec())
+}
+
+/// The path that a folder has, or will have once it is made, without links.
+fn settled(path: &Path) -> PathBuf {
+    if let Ok(path) = path.canonicalize() {
+        return path;
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => settled(parent).join(name),
+        (_, Some(name)) => std::env::current_dir().unwrap_or_default().join(name),
+        _ => path.to_owned(),
+    }
+}
