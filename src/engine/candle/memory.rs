@@ -64,10 +64,10 @@ pub(super) fn peak(graph: &Graph, width: usize, height: usize) -> u64 {
         if !matches!(node.op, Op::Slice { .. }) {
             alive += out;
         }
-        for value in 0..=index {
-            if last[value] == index && owner(value) == value {
+        for (value, end) in last.iter_mut().enumerate().take(index + 1) {
+            if *end == index && owner(value) == value {
                 alive = alive.saturating_sub(size(value));
-                last[value] = 0;
+                *end = 0;
             }
         }
     }
