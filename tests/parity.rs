@@ -292,3 +292,28 @@ fn other_tasks_are_refused_by_name() {
     println!("{error}");
     assert!(error.contains("yolov8n-seg.pt` is a segment model; haul runs YOLOv8 detect"));
 }
+
+/// Not a test: `cargo test --release --test parity -- --ignored --nocapture`, with
+/// RAYON_NUM_THREADS=1 and CANDLE_NUM_THREADS=1, says what one picture costs.
+#[test]
+#[ignore = "a measurement"]
+fn time_one_picture() {
+    let Some(data) = parity_data() else { return };
+    let model = model::read(&data.join("weights/yolov8n.pt")).unwrap();
+    let engine = engine::load(Arc::new(model.network)).unwrap();
+    let (width, height) = (640, 640);
+    let rgb: Vec<u8> = (0..3 * width * height).map(|i| (i * 7 % 251) as u8).collect();
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let mut worker = engine.worker().unwrap();
+    let mut found = Vec::new();
+    let mut times: Vec<_> = (0..15)
+        .map(|_| {
+            let started = std::time::Instant::now();
+            let input = Input { width, height, rgb: &rgb };
+            one.install(|| worker.run(input, 0.25, &mut found)).unwrap();
+            started.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!("{}: best {:?}, median {:?}", engine.numeric_class(), times[0], times[7]);
+}

@@ -175,7 +175,7 @@ fn json<T: serde::de::DeserializeOwned>(text: Option<&str>, key: &str) -> Result
     .transpose()
 }
 
-/// The model as a `.safetensors` file that [`super::read`] takes, in the element types of its
+/// The model as a `.safetensors` file that [`super::read()`] takes, in the element types of its
 /// source (doubles become singles). Equal models give equal bytes.
 pub fn write_safetensors(model: &Model) -> Vec<u8> {
     let Model { network, info, .. } = model;
