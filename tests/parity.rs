@@ -102,6 +102,75 @@ fn committed_goldens() {
     assert!(seen > 0, "no golden in {}", folder.display());
 }
 
+#[test]
+fn committed_nms() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/golden/nms.json");
+    let Ok(text) = std::fs::read_to_string(&file) else {
+        println!("skipped: {} does not exist", file.display());
+        return;
+    };
+    // Numbers that are not finite are texts: "nan", "inf".
+    let number = |value: &serde_json::Value| -> f32 {
+        match value.as_str() {
+            Some(text) => text.parse().unwrap(),
+            None => value.as_f64().unwrap() as f32,
+        }
+    };
+    let rows = |value: &serde_json::Value| -> Vec<Vec<f32>> {
+        let rows = value.as_array().unwrap().iter();
+        rows.map(|row| row.as_array().unwrap().iter().map(number).collect()).collect()
+    };
+    let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    for case in &cases {
+        let mut candidates = Vec::new();
+        for (anchor, (bbox, scores)) in
+            rows(&case["boxes"]).iter().zip(rows(&case["scores"])).enumerate()
+        {
+            // The best class, the first of equals; a NaN poisons its anchor, as in the decoder.
+            let mut best = 0;
+            for (class, &score) in scores.iter().enumerate() {
+                if score > scores[best] || score.is_nan() {
+                    best = class;
+                }
+            }
+            candidates.push(Candidate {
+                anchor: anchor as u32,
+                class: best as u32,
+                score: scores[best],
+                bbox: bbox.as_slice().try_into().unwrap(),
+            });
+        }
+        let options = NmsOptions {
+            conf: number(&case["conf"]),
+            iou: number(&case["iou"]),
+            max_det: case["max_det"].as_u64().unwrap() as usize,
+            agnostic: case["agnostic"].as_bool().unwrap(),
+            ..NmsOptions::default()
+        };
+        nms(&options, &mut candidates);
+        let kept: Vec<_> =
+            candidates.iter().map(|c| serde_json::json!([c.anchor, c.class])).collect();
+        assert_eq!(serde_json::Value::from(kept), case["kept"], "{}", case["name"]);
+    }
+    assert!(!cases.is_empty());
+}
+
+#[test]
+fn the_committed_model_is_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/model");
+    let Ok(entries) = std::fs::read_dir(&folder) else {
+        println!("skipped: {} does not exist", folder.display());
+        return;
+    };
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            let model = model::read(&path).unwrap();
+            assert_eq!(model.info.format, "haul.model/1");
+            println!("{:?} {:?}", model.info.widths, model.info.names);
+        }
+    }
+}
+
 /// Width and height of the input, from those of the features at stride 8.
 fn picture_size(golden: &SafeTensors<'_>) -> (usize, usize) {
     let shape = golden.tensor("out.1.feats.0").unwrap().shape().to_vec();
@@ -222,4 +291,29 @@ fn other_tasks_are_refused_by_name() {
     let error = model::read(&data.join("weights/yolov8n-seg.pt")).unwrap_err().to_string();
     println!("{error}");
     assert!(error.contains("yolov8n-seg.pt` is a segment model; haul runs YOLOv8 detect"));
+}
+
+/// Not a test: `cargo test --release --test parity -- --ignored --nocapture`, with
+/// RAYON_NUM_THREADS=1 and CANDLE_NUM_THREADS=1, says what one picture costs.
+#[test]
+#[ignore = "a measurement"]
+fn time_one_picture() {
+    let Some(data) = parity_data() else { return };
+    let model = model::read(&data.join("weights/yolov8n.pt")).unwrap();
+    let engine = engine::load(Arc::new(model.network)).unwrap();
+    let (width, height) = (640, 640);
+    let rgb: Vec<u8> = (0..3 * width * height).map(|i| (i * 7 % 251) as u8).collect();
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let mut worker = engine.worker().unwrap();
+    let mut found = Vec::new();
+    let mut times: Vec<_> = (0..15)
+        .map(|_| {
+            let started = std::time::Instant::now();
+            let input = Input { width, height, rgb: &rgb };
+            one.install(|| worker.run(input, 0.25, &mut found)).unwrap();
+            started.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!("{}: best {:?}, median {:?}", engine.numeric_class(), times[0], times[7]);
 }

@@ -28,7 +28,7 @@ impl Input<'_> {
     pub fn check(&self) -> Result<(), EngineError> {
         let Input { width, height, rgb } = *self;
         let bytes = width.checked_mul(height).and_then(|n| n.checked_mul(3));
-        let sides = width > 0 && height > 0 && width % 32 == 0 && height % 32 == 0;
+        let sides = [width, height].iter().all(|&side| side > 0 && side.is_multiple_of(32));
         match sides && bytes == Some(rgb.len()) {
             true => Ok(()),
             false => Err(EngineError::Input { width, height, bytes: rgb.len() }),

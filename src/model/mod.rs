@@ -13,7 +13,6 @@
 mod archive;
 mod check;
 mod error;
-mod globals;
 mod info;
 mod pickle;
 mod pt;

@@ -50,6 +50,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Parts, Fault> {
         if name.ends_with(".num_batches_tracked") {
             continue;
         }
+        if name.len() > 256 || !name.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(Fault::malformed("a tensor's name is not one of torch's"));
+        }
         let dtype = match view.dtype() {
             StDtype::F16 => Dtype::F16,
             StDtype::BF16 => Dtype::Bf16,
@@ -172,7 +175,7 @@ fn json<T: serde::de::DeserializeOwned>(text: Option<&str>, key: &str) -> Result
     .transpose()
 }
 
-/// The model as a `.safetensors` file that [`super::read`] takes, in the element types of its
+/// The model as a `.safetensors` file that [`super::read()`] takes, in the element types of its
 /// source (doubles become singles). Equal models give equal bytes.
 pub fn write_safetensors(model: &Model) -> Vec<u8> {
     let Model { network, info, .. } = model;

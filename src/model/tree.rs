@@ -82,7 +82,11 @@ impl<'d> Tree<'d> {
     fn named(&self, state: Value, which: &str) -> Vec<(&'d str, Value)> {
         let dict = self.data.get(state, which).and_then(|dict| self.data.node(dict));
         let Some(Node::Dict(entries)) = dict else { return Vec::new() };
-        entries.iter().filter_map(|&(k, v)| Some((self.data.str(k)?, v))).collect()
+        // Names end up in messages and maps: what no Python module could be called is skipped,
+        // and its absence noticed later.
+        let plain = |name: &&str| name.len() <= 64 && name.bytes().all(|b| b.is_ascii_graphic());
+        let entry = |&(k, v): &(Value, Value)| Some((self.data.str(k).filter(plain)?, v));
+        entries.iter().filter_map(entry).collect()
     }
 
     /// An attribute of a module.

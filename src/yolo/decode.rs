@@ -78,7 +78,7 @@ impl Head<'_> {
     /// anchor order.
     ///
     /// The best class is the one of the highest logit, the first of equals. Nothing that is NaN
-    /// passes: neither a score nor a box with a coordinate that is not finite.
+    /// passes: no cell with a score that is NaN, no box with a coordinate that is not finite.
     pub fn candidates(&self, conf: f32, out: &mut Vec<Candidate>) {
         out.clear();
         let reject = logit_floor(conf);
@@ -93,15 +93,16 @@ impl Head<'_> {
             // Class by class, so that memory is read in order.
             for (c, plane) in level.scores.chunks_exact(cells.max(1)).enumerate() {
                 for ((best, class), &logit) in best.iter_mut().zip(&mut class).zip(plane) {
-                    if logit > *best {
+                    // A NaN stays, so that a cell with one is out.
+                    if logit > *best || logit.is_nan() {
                         *best = logit;
                         *class = c as u32;
                     }
                 }
             }
             for cell in 0..cells {
-                // Most cells end here, without an exponential; so do those of which all is NaN.
-                if best[cell] < reject || best[cell] == f32::NEG_INFINITY {
+                // Most cells end here, without an exponential.
+                if best[cell] < reject {
                     continue;
                 }
                 let score = sigmoid(best[cell]);
@@ -165,7 +166,7 @@ mod tests {
     fn a_sharp_distribution_gives_its_bin() {
         // Two bins: the first cell says 0 on every side, the second 1.
         let boxes = [90.0, -90.0, -90.0, 90.0].repeat(4);
-        let scores = [1.0, f32::NAN, 2.0, 3.0];
+        let scores = [1.0, -1.0, 2.0, 3.0];
         let head = Head { levels: vec![level(&boxes, &scores)], reg_max: 2, classes: 2 };
         let mut out = vec![Candidate { anchor: 9, class: 9, score: 0.0, bbox: [0.0; 4] }];
         head.candidates(0.25, &mut out);
@@ -181,8 +182,8 @@ mod tests {
         for value in bad {
             let mut boxes = vec![0.0f32; 16];
             boxes[0] = value;
-            let scores = [5.0, f32::NAN];
-            let head = Head { levels: vec![level(&boxes, &scores)], reg_max: 2, classes: 1 };
+            let scores = [5.0, f32::NAN, 4.0, 6.0];
+            let head = Head { levels: vec![level(&boxes, &scores)], reg_max: 2, classes: 2 };
             let mut out = Vec::new();
             for conf in [-1.0, 0.0, 0.5, f32::NAN] {
                 head.candidates(conf, &mut out);

@@ -2,7 +2,7 @@
 //!
 //! Knows no file format and executes nothing. `model` fills a [`Network`], `engine` runs its
 //! [`Graph`], and whatever the engine is, [`Head`] turns its raw outputs into [`Candidate`]s and
-//! [`nms`] chooses among them, so that all executors share every rule that is not a convolution.
+//! [`nms()`] chooses among them, so that all executors share every rule that is not a convolution.
 
 mod decode;
 mod graph;

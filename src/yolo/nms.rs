@@ -29,12 +29,14 @@ impl Default for NmsOptions {
 
 /// Leaves the kept candidates, by score descending, then class, then anchor.
 ///
-/// A NaN score never passes; a box with a NaN coordinate neither suppresses nor is suppressed.
+/// Neither a NaN score passes nor a box with a coordinate that is not finite.
 /// Each candidate is compared with the kept boxes (of its class) only, so the cost is bounded by
 /// `max_nms · max_det` overlaps: with the default 300, some ten milliseconds at worst.
 pub fn nms(options: &NmsOptions, candidates: &mut Vec<Candidate>) {
     candidates.retain(|c| {
-        c.score > options.conf && options.classes.as_ref().is_none_or(|set| set.contains(&c.class))
+        c.score > options.conf
+            && c.bbox.iter().all(|v| v.is_finite())
+            && options.classes.as_ref().is_none_or(|set| set.contains(&c.class))
     });
     candidates.sort_unstable_by(|a, b| {
         // No NaN is left, and the descending order of the rest is total_cmp's.
@@ -63,13 +65,12 @@ pub fn nms(options: &NmsOptions, candidates: &mut Vec<Candidate>) {
     });
 }
 
-/// Intersection over union, without the "+ 1 pixel" of older code. NaN where the union is no
-/// number or zero, and NaN exceeds no threshold.
+/// Intersection over union, without the "+ 1 pixel" of older code. NaN where the union is zero or
+/// overflows, and NaN exceeds no threshold.
 fn iou(a: &[f32; 4], b: &[f32; 4]) -> f32 {
     let width = (a[2].min(b[2]) - a[0].max(b[0])).max(0.0);
     let height = (a[3].min(b[3]) - a[1].max(b[1])).max(0.0);
     let inter = width * height;
-    // Not clamped: `min` and `max` above overlook a NaN, the areas carry it into the result.
     let area = |r: &[f32; 4]| (r[2] - r[0]) * (r[3] - r[1]);
     inter / (area(a) + area(b) - inter)
 }
@@ -85,6 +86,7 @@ mod tests {
         let mut list: Vec<Candidate> = all
             .iter()
             .filter(|c| !c.score.is_nan() && c.score > options.conf)
+            .filter(|c| !c.bbox.iter().any(|v| v.is_nan() || v.is_infinite()))
             .filter(|c| options.classes.as_ref().is_none_or(|set| set.contains(&c.class)))
             .copied()
             .collect();

@@ -87,7 +87,7 @@ pub fn yolov8<'s>(
         same("box channels", bins, b.nodes[output.boxes].channels)?;
         same("class counts", classes, b.nodes[output.scores].channels)?;
     }
-    if bins % 4 != 0 || bins < 8 {
+    if !bins.is_multiple_of(4) || bins < 8 {
         return Err(WiringError::Shape {
             name: "model.22.cv2.0.2.weight".into(),
             found: vec![bins],
@@ -190,7 +190,7 @@ impl<'s, S: Fn(&str) -> Option<&'s [usize]>, A: Fn(&str) -> Act> Builder<S, A> {
     fn c2f(&mut self, name: &str, x: Value, residual: bool) -> Result<Value, WiringError> {
         let both = self.conv(&format!("{name}.cv1"), x, 1, 1)?;
         let channels = self.nodes[both].channels;
-        if channels % 2 != 0 {
+        if !channels.is_multiple_of(2) {
             return Err(WiringError::Shape {
                 name: format!("{name}.cv1.conv.weight"),
                 found: vec![channels],

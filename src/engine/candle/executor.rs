@@ -119,7 +119,7 @@ impl Plan {
         width: usize,
         height: usize,
     ) -> Result<RawHead, EngineError> {
-        if width == 0 || height == 0 || width % 32 != 0 || height % 32 != 0 {
+        if width == 0 || height == 0 || !width.is_multiple_of(32) || !height.is_multiple_of(32) {
             return Err(EngineError::Input { width, height, bytes: planes.len() });
         }
         let execute = |step: String| {

@@ -1,14 +1,14 @@
 //! The names a checkpoint's pickle may refer to, and what becomes of them.
 //!
 //! None is ever called. A few stand for data whose construction is known (tensors, ordered
-//! dictionaries); the others only label an opaque [`super::pickle::Node::Object`].
+//! dictionaries); the others only label an opaque [`super::Node::Object`].
 
-use super::error::Fault;
-use super::info::Dtype;
+use super::super::error::Fault;
+use super::super::info::Dtype;
 
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Meaning {
+pub(in crate::model) enum Meaning {
     /// `torch._utils._rebuild_tensor_v2` and `_v3`: storage, offset, size, stride …
     RebuildTensor,
     /// `torch._utils._rebuild_parameter`: a tensor as it is.

@@ -1,116 +1,19 @@
-//! A machine that reads pickles (protocols 2 to 5) into plain data and runs nothing.
-//!
-//! Values live in one arena and refer to each other by index, so that a pickle's cycles are
-//! harmless here and dropping is not recursive; whoever walks the result must expect them.
-//! Memory is bounded by the number of instructions, each of which makes at most one node.
+//! The instructions, one by one.
 
-use std::rc::Rc;
-
-use super::error::Fault;
-use super::globals::{Meaning, meaning};
-use super::info::Dtype;
+use super::super::error::Fault;
+use super::data::{Data, Node, Value};
 
 /// Instructions in one pickle. The largest YOLOv8 checkpoints need some 60,000.
-const MAX_STEPS: usize = 2_000_000;
+pub(super) const MAX_STEPS: usize = 2_000_000;
 /// Values on the stack at once.
 const MAX_STACK: usize = 200_000;
 /// Bytes of one string.
 const MAX_STRING: usize = 4 << 20;
-/// Names of classes and functions, and bytes of one of their two parts.
-const MAX_GLOBALS: usize = 10_000;
-const MAX_NAME: usize = 256;
-
-/// A value: small ones themselves, others by their place in the arena.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Value {
-    None,
-    Bool(bool),
-    Int(i64),
-    Float(f64),
-    Ref(usize),
-}
-
-/// A value that has parts.
-#[derive(Debug)]
-pub(super) enum Node {
-    Str(String),
-    /// Bytes and numbers of more than 64 bits: nothing here needs what they hold.
-    Blob,
-    /// Lists, tuples and sets.
-    Seq(Vec<Value>),
-    Dict(Vec<(Value, Value)>),
-    Global {
-        path: Rc<str>,
-        meaning: Meaning,
-    },
-    Storage {
-        dtype: Option<Dtype>,
-        key: String,
-        elements: u64,
-    },
-    Tensor(Box<TensorRef>),
-    /// An instance: its class by name, and the state it would be given.
-    Object {
-        class: Rc<str>,
-        state: Option<Value>,
-    },
-}
-
-/// Where a tensor's elements lie.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct TensorRef {
-    /// `None` for integers.
-    pub(super) dtype: Option<Dtype>,
-    /// Name of the storage's member.
-    pub(super) key: String,
-    /// Elements in the storage.
-    pub(super) elements: u64,
-    /// Index of the first element.
-    pub(super) offset: u64,
-    pub(super) shape: Vec<usize>,
-    pub(super) strides: Vec<u64>,
-}
-
-/// The data of a pickle.
-#[derive(Debug)]
-pub(super) struct Data {
-    nodes: Vec<Node>,
-    pub(super) root: Value,
-}
-
-impl Data {
-    pub(super) fn node(&self, value: Value) -> Option<&Node> {
-        match value {
-            Value::Ref(index) => self.nodes.get(index),
-            _ => None,
-        }
-    }
-
-    pub(super) fn str(&self, value: Value) -> Option<&str> {
-        match self.node(value) {
-            Some(Node::Str(s)) => Some(s),
-            _ => None,
-        }
-    }
-
-    /// Entries of a dictionary; 0 for anything else.
-    pub(super) fn len(&self, dict: Value) -> usize {
-        match self.node(dict) {
-            Some(Node::Dict(entries)) => entries.len(),
-            _ => 0,
-        }
-    }
-
-    /// The value of a text key in a dictionary.
-    pub(super) fn get(&self, dict: Value, key: &str) -> Option<Value> {
-        let Some(Node::Dict(entries)) = self.node(dict) else { return None };
-        // The last one counts, as in Python.
-        entries.iter().rev().find(|(k, _)| self.str(*k) == Some(key)).map(|(_, v)| *v)
-    }
-}
+/// Bytes of one of the two parts of a name.
+pub(super) const MAX_NAME: usize = 256;
 
 /// Reads a whole pickle.
-pub(super) fn parse(bytes: &[u8]) -> Result<Data, Fault> {
+pub(in crate::model) fn parse(bytes: &[u8]) -> Result<Data, Fault> {
     let mut machine = Machine {
         bytes,
         at: 0,
@@ -132,15 +35,16 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Data, Fault> {
     Err(machine.fault("it has too many instructions"))
 }
 
-struct Machine<'a> {
+/// The state between instructions.
+pub(super) struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     /// Names seen.
-    globals: usize,
+    pub(super) globals: usize,
     /// Entries copied from one collection into another: the only work that a single
     /// instruction can ask for without having brought the bytes.
-    copied: usize,
-    nodes: Vec<Node>,
+    pub(super) copied: usize,
+    pub(super) nodes: Vec<Node>,
     stack: Vec<Value>,
     /// Heights of the stack at the open marks.
     marks: Vec<usize>,
@@ -148,7 +52,7 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    fn fault(&self, what: &str) -> Fault {
+    pub(super) fn fault(&self, what: &str) -> Fault {
         Fault::malformed(format!("its pickle is broken before byte {}: {what}", self.at))
     }
 
@@ -318,7 +222,7 @@ impl<'a> Machine<'a> {
         let end = rest.iter().take(MAX_NAME).position(|&b| b == b'\n');
         let Some(end) = end else { return Err(self.fault("a name does not end")) };
         self.at += end + 1;
-        std::str::from_utf8(&rest[..end]).map_err(|_| self.fault("a name is not UTF-8"))
+        std::str::from_utf8(&rest[..end]).map_err(|_| self.fault("a name is no text"))
     }
 
     fn number(&mut self, width: usize, read: impl Fn(&[u8]) -> Value) -> Result<(), Fault> {
@@ -363,11 +267,11 @@ impl<'a> Machine<'a> {
 
     // The stack. Nothing below the last mark can be popped.
 
-    fn push(&mut self, value: Value) {
+    pub(super) fn push(&mut self, value: Value) {
         self.stack.push(value);
     }
 
-    fn make(&mut self, node: Node) {
+    pub(super) fn make(&mut self, node: Node) {
         self.nodes.push(node);
         self.stack.push(Value::Ref(self.nodes.len() - 1));
     }
@@ -427,7 +331,7 @@ impl<'a> Machine<'a> {
     // Collections.
 
     fn pairs(&self, items: &[Value]) -> Result<Vec<(Value, Value)>, Fault> {
-        if items.len() % 2 != 0 {
+        if !items.len().is_multiple_of(2) {
             return Err(self.fault("a key has no value"));
         }
         Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
@@ -457,152 +361,5 @@ impl<'a> Machine<'a> {
             _ => return Err(self.fault("a key is set on something that is no dictionary")),
         }
         Ok(())
-    }
-
-    // Names, instances, tensors.
-
-    fn global(&mut self, module: &str, name: &str) -> Result<(), Fault> {
-        let meaning = meaning(module, name)?;
-        self.globals += 1;
-        if self.globals > MAX_GLOBALS {
-            return Err(self.fault("it has too many names"));
-        }
-        self.make(Node::Global { path: format!("{module}.{name}").into(), meaning });
-        Ok(())
-    }
-
-    fn seq(&self, value: Value) -> Option<&[Value]> {
-        match value {
-            Value::Ref(index) => match &self.nodes[index] {
-                Node::Seq(items) => Some(items),
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    fn reduce(&mut self, callee: Value, args: Value) -> Result<(), Fault> {
-        let Value::Ref(index) = callee else {
-            return Err(self.fault("something that is no class is called"));
-        };
-        let (path, meaning) = match &self.nodes[index] {
-            Node::Global { path, meaning } => (Rc::clone(path), *meaning),
-            _ => return Err(self.fault("something that is no class is called")),
-        };
-        let Some(args) = self.seq(args) else {
-            return Err(self.fault("arguments are no tuple"));
-        };
-        match meaning {
-            Meaning::RebuildTensor => {
-                let tensor = self.tensor(args)?;
-                self.make(Node::Tensor(Box::new(tensor)));
-            }
-            Meaning::RebuildParameter | Meaning::Size => match args.first() {
-                Some(&first) => self.push(first),
-                None => self.make(Node::Seq(Vec::new())),
-            },
-            Meaning::Dict => {
-                let list = args.first().and_then(|&list| self.seq(list)).unwrap_or(&[]);
-                if self.copied + list.len() > MAX_STEPS {
-                    return Err(self.fault("it copies too much"));
-                }
-                let pair = |&pair: &Value| match self.seq(pair) {
-                    Some(&[key, value]) => Some((key, value)),
-                    _ => None,
-                };
-                let entries = list.iter().filter_map(pair).collect();
-                self.copied += list.len();
-                self.make(Node::Dict(entries));
-            }
-            Meaning::Storage(_) => return Err(self.fault("a storage has no data")),
-            Meaning::Opaque => self.make(Node::Object { class: path, state: None }),
-        }
-        Ok(())
-    }
-
-    fn build(&mut self, target: Value, given: Value) {
-        // State of anything else (an attribute of an OrderedDict, say) means nothing to us.
-        if let Value::Ref(index) = target
-            && let Node::Object { state, .. } = &mut self.nodes[index]
-        {
-            *state = Some(given);
-        }
-    }
-
-    /// ("storage", class, key, device, elements).
-    fn storage(&mut self, id: Value) -> Result<(), Fault> {
-        let parts = self.seq(id).unwrap_or(&[]);
-        let &[kind, class, key, _, Value::Int(elements)] = parts else {
-            return Err(self.fault("a storage is not described as torch does"));
-        };
-        let node = |value| match value {
-            Value::Ref(index) => Some(&self.nodes[index]),
-            _ => None,
-        };
-        let (Some(Node::Str(kind)), Some(Node::Str(key))) = (node(kind), node(key)) else {
-            return Err(self.fault("a storage is not described as torch does"));
-        };
-        let Some(Node::Global { meaning: Meaning::Storage(dtype), .. }) = node(class) else {
-            return Err(self.fault("a storage has no element type"));
-        };
-        let plain = key.len() <= 20 && key.bytes().all(|b| b.is_ascii_alphanumeric());
-        let Ok(elements) = u64::try_from(elements) else {
-            return Err(self.fault("a storage has a negative size"));
-        };
-        if kind != "storage" || key.is_empty() || !plain {
-            return Err(self.fault("a storage is not named as torch does"));
-        }
-        let storage = Node::Storage { dtype: *dtype, key: key.clone(), elements };
-        self.make(storage);
-        Ok(())
-    }
-
-    /// (storage, offset, size, stride, …), checked to lie within the storage.
-    fn tensor(&self, args: &[Value]) -> Result<TensorRef, Fault> {
-        let &[Value::Ref(storage), offset, size, stride, ..] = args else {
-            return Err(self.fault("a tensor is not described as torch does"));
-        };
-        let Node::Storage { dtype, key, elements } = &self.nodes[storage] else {
-            return Err(self.fault("a tensor has no storage"));
-        };
-        let whole = |value: Value| match value {
-            Value::Int(n) => u64::try_from(n).ok(),
-            _ => None,
-        };
-        let list = |value: Value| -> Option<Vec<u64>> {
-            let items = self.seq(value)?;
-            if items.len() > 8 {
-                return None;
-            }
-            items.iter().map(|&n| whole(n)).collect()
-        };
-        let (Some(offset), Some(shape), Some(strides)) = (whole(offset), list(size), list(stride))
-        else {
-            return Err(self.fault("a tensor's shape is not a few natural numbers"));
-        };
-        if shape.len() != strides.len() {
-            return Err(self.fault("a tensor's shape and strides do not fit"));
-        }
-        // A broadcast tensor (stride 0) could claim any size from one element: none is needed.
-        let count = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
-        let last = shape.iter().zip(&strides).try_fold(offset, |at, (&d, &s)| {
-            d.saturating_sub(1).checked_mul(s).and_then(|step| at.checked_add(step))
-        });
-        let (Some(count), Some(last)) = (count, last) else {
-            return Err(self.fault("a tensor's shape overflows"));
-        };
-        if count > *elements || (count > 0 && last >= *elements) {
-            return Err(self.fault("a tensor reaches beyond its storage"));
-        }
-        let shape = shape.into_iter().map(usize::try_from).collect::<Result<_, _>>();
-        let Ok(shape) = shape else { return Err(self.fault("a tensor's shape overflows")) };
-        Ok(TensorRef {
-            dtype: *dtype,
-            key: key.clone(),
-            elements: *elements,
-            offset,
-            shape,
-            strides,
-        })
     }
 }
