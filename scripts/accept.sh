@@ -19,10 +19,8 @@ for n in $(seq -w 0 107); do
     shift $((10#$n % $#))
     ln "$1" "$work/photos/$n.jpg" 2>/dev/null || cp "$1" "$work/photos/$n.jpg"
 done
-run() { # OUT WORKERS
-    "$haul" run --model testdata/model/shapes.safetensors --input "$work/photos" --output "$1" \
-        --imgsz 160 --max-images 3 --workers "$2" --quiet
-}
+args=(run --model testdata/model/shapes.safetensors --input "$work/photos" --imgsz 160 --quiet)
+run() { "$haul" "${args[@]}" --output "$1" --workers "$2" --max-images "${3:-3}"; }
 digests() { sed -E 's/"job":"[0-9a-f]*"/"job":""/' "$1/_SUCCESS.json"; }
 
 start=$(date +%s%N)
@@ -38,8 +36,7 @@ for workers in 1 4; do
     cmp <(digests "$work/whole") <(digests "$work/w$workers")
 done
 for images in 1 7 1000; do
-    "$haul" run --model testdata/model/shapes.safetensors --input "$work/photos" \
-        --output "$work/b$images" --imgsz 160 --max-images "$images" --quiet
+    run "$work/b$images" 2 "$images"
     cat "$work/b$images"/part-* | cmp - "$work/whole.jsonl"
 done
 echo "bytes are equal for 1, 2 and 4 workers, and for mini-batches of 1, 3, 7 and 1000"
@@ -53,16 +50,17 @@ for job in $(seq "$count"); do
     rm -rf "$out"
     workers=$((1 << job % 3))
     while :; do
-        run "$out" $workers & pid=$!
+        # Not through the function: the kill must hit haul and not a shell around it.
+        "$haul" "${args[@]}" --output "$out" --workers $workers --max-images 3 & pid=$!
         # Half of the kills fall anywhere in a run, half into its start.
         if ((RANDOM % 2)); then wait_ms=$((RANDOM % (span + span / 4 + 1))); else wait_ms=$((RANDOM % 60)); fi
         sleep "$(printf '%d.%03d' $((wait_ms / 1000)) $((wait_ms % 1000)))"
-        kill -KILL $pid 2>/dev/null && kills=$((kills + 1))
+        kill -KILL $pid 2>/dev/null || true
         code=0
-        wait $pid 2>/dev/null || code=$?
+        { wait $pid || code=$?; } 2>/dev/null
         case $code in
             0) break ;;
-            137) ;;
+            137) kills=$((kills + 1)) ;;
             *) echo "job $job ended with $code (seed $seed)" >&2; exit 1 ;;
         esac
     done

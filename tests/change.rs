@@ -155,3 +155,18 @@ fn new_deletes_only_what_haul_wrote() {
     Haul::run(photos.path(), &other).exits(2).says("thesis.tex");
     assert!(other.join("thesis.tex").exists());
 }
+
+#[test]
+fn a_job_of_a_newer_haul_is_left_alone() {
+    let photos = folder(2);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    Haul::run(photos.path(), &out).exits(0);
+    let path = out.join("_manifest/job.json");
+    let text = fs::read_to_string(&path).unwrap().replace("haul.manifest/1", "haul.manifest/99");
+    fs::write(&path, text.replacen('{', "{\"unheard_of\": 1,", 1)).unwrap();
+    for command in ["resume", "status", "verify"] {
+        Haul::new(command).arg(&out).exits(2).says("its schema is haul.manifest/99");
+    }
+    Haul::run(photos.path(), &out).exits(2).says("its schema is haul.manifest/99");
+}

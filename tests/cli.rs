@@ -89,6 +89,8 @@ fn mistakes_are_exit_2_and_named() {
     let text = root.path().join("text.pt");
     fs::write(&text, "hello").unwrap();
     Haul::run(photos.path(), &out).arg("--model").arg(&text).exits(2).says("text.pt");
+    let odd = std::os::unix::ffi::OsStrExt::from_bytes(b"/tmp/\xff-out");
+    Haul::run(photos.path(), Path::new::<std::ffi::OsStr>(odd)).exits(2).says("is not UTF-8");
     Haul::new("resume").arg(root.path()).exits(2).says("holds no job");
     Haul::new("status").arg(root.path()).exits(2);
     assert!(!out.join("_manifest/job.json").exists());
@@ -126,7 +128,13 @@ fn a_file_a_list_and_standard_input() {
         assert_eq!(lines.keys().collect::<Vec<_>>(), expected, "{name}");
         assert_eq!(lines["missing.jpg"].error.as_ref().unwrap().code, "gone");
     }
-    Haul::new("resume").arg(root.path().join("stdin")).exits(3);
+    // From another folder, and with nothing on standard input, also what is not finished.
+    let stdin = root.path().join("stdin");
+    Haul::new("resume").arg(&stdin).exits(3).says("is finished");
+    fs::remove_file(stdin.join("_SUCCESS.json")).unwrap();
+    fs::remove_file(stdin.join("_manifest/done/00000000.json")).unwrap();
+    fs::remove_file(stdin.join("part-00000000.jsonl")).unwrap();
+    Haul::new("resume").arg(&stdin).exits(3).says("4 planned");
 }
 
 #[test]

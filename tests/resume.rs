@@ -214,3 +214,42 @@ fn a_first_millisecond_and_an_empty_folder_do_not_stand_in_the_way() {
     Haul::run(&photos, &out).args(["--conf", "0.5"]).exits(0);
     assert_eq!(success(&out)["planned"], 3);
 }
+
+#[test]
+fn a_mini_batch_that_takes_too_long_fails_and_is_tried_again() {
+    let photos = folder(12);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    let run = || Haul::run(photos.path(), &out).args(["--max-images", "6", "--imgsz", "640"]);
+    run().args(["--batch-timeout", "1ms"]).exits(1).says("took longer than --batch-timeout 1ms");
+    assert!(!out.join("_SUCCESS.json").exists());
+    assert!(out.join("_manifest/failed/00000000-1.json").exists());
+    Haul::new("status").arg(&out).exits(75);
+    run().exits(0);
+    let record = fs::read_to_string(out.join("_manifest/done/00000000.json")).unwrap();
+    assert!(!record.contains("\"attempt\":1}"), "{record}");
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    use nix::sys::signal::{Signal, kill};
+    let photos = folder(120);
+    let root = tempfile::tempdir().unwrap();
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let out = root.path().join(code.to_string());
+        let run = Haul::run(photos.path(), &out).args(["--imgsz", "320", "--max-images", "40"]);
+        let child = run.args(["--grace", "5m"]).spawn();
+        // Then the rate is known, and a whole mini-batch that fits the grace is left to do.
+        while !out.join("_manifest/done/00000000.json").exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        kill(pid, signal).unwrap();
+        std::thread::sleep(Duration::from_millis(150));
+        kill(pid, signal).unwrap();
+        let ran = Ran::of(child.wait_with_output().unwrap());
+        assert_eq!(ran.code, code, "{}", ran.stderr);
+        assert!(ran.stderr.contains("finishing"), "{}", ran.stderr);
+        Haul::new("status").arg(&out).exits(75);
+    }
+}

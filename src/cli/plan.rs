@@ -7,7 +7,9 @@ use clap::Args;
 
 use super::print_json;
 use super::run::{Talk, settings};
-use crate::job::{Exit, JobError, Opened, PlanSummary, Planner, Settings, Spec, dry_run, open};
+use crate::job::{
+    Exit, JobError, Mode, Opened, PlanSummary, Planner, Settings, Spec, dry_run, open,
+};
 use crate::store::Skip;
 
 /// Freeze a job's plan without running it
@@ -56,7 +58,7 @@ impl Plan {
             let empty = estimate.plan.pictures == 0 && spec.since.is_empty() && !spec.allow_empty;
             return Ok(if empty { Exit::Empty } else { Exit::Done });
         }
-        let session = match open(spec, false, &terminal)? {
+        let session = match open(spec, Mode::Run, &terminal)? {
             Opened::Job(session) => session,
             Opened::Skipped(text) | Opened::Nothing(text) => {
                 terminal.say(&text);

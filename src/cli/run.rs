@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::{print, print_json, signals};
 use crate::job::{
-    Exit, JobError, Manifest, Opened, Report, Session, Settings, Spec, Terminal, Verbosity, drift,
-    open, open_output,
+    Exit, JobError, Manifest, Mode, Opened, Report, Session, Settings, Spec, Terminal, Verbosity,
+    drift, open, open_output,
 };
 
 /// Run a job: a new one, or what is left of it
@@ -118,7 +118,7 @@ impl Run {
             print(&text)?;
             return Ok(Exit::Done);
         }
-        work(spec, self.new, true, &self.talk)
+        work(spec, if self.new { Mode::StartOver } else { Mode::Run }, &self.talk)
     }
 }
 
@@ -147,14 +147,14 @@ impl Resume {
                     .into(),
             ));
         }
-        work(spec, false, false, &self.talk)
+        work(spec, Mode::Resume, &self.talk)
     }
 }
 
-fn work(spec: Spec, start_over: bool, list_again: bool, talk: &Talk) -> Result<Exit, JobError> {
+fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
     let mut terminal = talk.terminal();
     let signals = signals::listen()?;
-    let session = match open(spec, start_over, &terminal)? {
+    let session = match open(spec, mode, &terminal)? {
         Opened::Job(session) => *session,
         Opened::Skipped(text) => {
             // One line also for --quiet: that nothing ran is what cron's reader wants to know.
@@ -167,7 +167,7 @@ fn work(spec: Spec, start_over: bool, list_again: bool, talk: &Talk) -> Result<E
         }
     };
     if let Some(success) = session.manifest.success()? {
-        return finished(&session, success.failed, list_again, talk, &terminal);
+        return finished(&session, success.failed, mode, talk, &terminal);
     }
     let outcome = crate::job::run(session, &signals, &mut terminal)?;
     terminal.say(outcome.report.text().trim_end());
@@ -181,12 +181,12 @@ fn work(spec: Spec, start_over: bool, list_again: bool, talk: &Talk) -> Result<E
 fn finished(
     session: &Session,
     failed: u64,
-    list_again: bool,
+    mode: Mode,
     talk: &Talk,
     terminal: &Terminal,
 ) -> Result<Exit, JobError> {
     let output = session.spec.output.display();
-    if list_again {
+    if mode != Mode::Resume {
         let drift = drift(&**session.manifest.store(), session.terms())?;
         if drift != crate::job::Drift::default() {
             return Err(JobError::Usage(format!(

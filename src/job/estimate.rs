@@ -12,7 +12,7 @@ use super::plan::{Cutter, PlanSummary, Segment, segment_digest};
 use super::planner::Terms;
 use super::runner::pool_params;
 use super::select::Names;
-use super::session::{load_model, open_source};
+use super::session::{Stdin, load_model, open_source};
 use super::since::{Known, resolve};
 use super::spec::Spec;
 use crate::pool::{Budget, Pool, Work};
@@ -45,7 +45,7 @@ pub struct Estimate {
 /// When model or input cannot be read.
 pub fn dry_run(spec: &Spec) -> Result<Estimate, JobError> {
     let loaded = load_model(spec)?;
-    let source = open_source(spec)?;
+    let source = open_source(spec, Stdin::Read(None))?;
     let names = Names::new(spec)?;
     let known = Known::open(&resolve(&spec.since, &spec.output)?.ancestors)?;
     let terms = Terms {

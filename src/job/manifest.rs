@@ -40,6 +40,8 @@ pub struct Job {
     pub fingerprint: Fingerprint,
     /// Every setting, paths absolute.
     pub settings: Settings,
+    /// The folder that keys are relative to; a list on standard input does not say it again.
+    pub folder: String,
     /// What `--since` resolved to, with the plans' digests; reused on every later run.
     pub since: Vec<Ancestor>,
 }

@@ -41,7 +41,9 @@ pub use planner::{Chain, Drift, Planner, Terms, drift};
 pub use report::{Report, Stages};
 pub use runner::{Outcome, run};
 pub use select::Names;
-pub use session::{Loaded, Opened, Session, load_model, open, open_output, open_source};
+pub use session::{
+    Loaded, Mode, Opened, Session, Stdin, load_model, open, open_output, open_source,
+};
 pub use settings::Settings;
 pub use since::Known;
 pub use spec::{IfLocked, Input, MaxFailures, Spec};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::events::{Answer, Event};
 use super::exit::{Exit, JobError};
@@ -153,7 +153,8 @@ impl<'a> Dispatcher<'a> {
         let pool =
             Pool::start(engine, shares.workers, 2 * shares.workers).map_err(JobError::Internal)?;
         let (event_sender, events) = bounded(64);
-        let (orders, feeder_orders) = bounded::<Order>(open_pictures + 1);
+        // Never blocks the dispatcher: `open_pictures` bounds what is in it, not the channel.
+        let (orders, feeder_orders) = unbounded::<Order>();
         let fetch_nanos = Arc::new(AtomicU64::new(0));
         let feeder = Feeder {
             source: session.source.clone(),

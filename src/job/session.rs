@@ -4,7 +4,7 @@
 //! job before there is something to plan.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -146,19 +146,47 @@ fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
     divide(spec.memory_budget, workers, needs)
 }
 
+/// What `--input -` means for a job.
+#[derive(Clone, Debug)]
+pub enum Stdin {
+    /// A list is to be read; keys are relative to the folder, or to the working directory.
+    Read(Option<PathBuf>),
+    /// All of it was planned by an earlier run, relative to the folder.
+    Planned(PathBuf),
+}
+
+/// How a job is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A new job, or what is left of it; a finished one is listed again.
+    Run,
+    /// Forget the job that is there.
+    StartOver,
+    /// Only what is left of the job that is there; its finished plan is not listed again.
+    Resume,
+}
+
 /// Opens the input of a job.
 ///
 /// # Errors
 /// When it does not exist or may not be read.
-pub fn open_source(spec: &Spec) -> Result<Arc<dyn Source>, JobError> {
+pub fn open_source(spec: &Spec, stdin: Stdin) -> Result<Arc<dyn Source>, JobError> {
     let mut avoid = vec![spec.output.clone()];
     avoid.extend(spec.annotate.clone());
     let options =
         SourceOptions { follow_symlinks: spec.follow_symlinks, identity: spec.identity, avoid };
     let source = match &spec.input {
         Input::Stdin => {
-            let folder = std::env::current_dir().unwrap_or_default();
-            LocalSource::from_lines(std::io::stdin().lock(), &folder, options)?
+            let here = || std::env::current_dir().unwrap_or_default();
+            match stdin {
+                Stdin::Read(folder) => {
+                    let folder = folder.unwrap_or_else(here);
+                    LocalSource::from_lines(std::io::stdin().lock(), &folder, options)?
+                }
+                Stdin::Planned(folder) => {
+                    LocalSource::from_lines(std::io::empty(), &folder, options)?
+                }
+            }
         }
         Input::Path(path) => {
             // A missing input is a mistake in the request, not a passing fault.
@@ -211,10 +239,24 @@ fn lock(spec: &Spec) -> Result<Option<Lock>, JobError> {
 ///
 /// # Errors
 /// [`JobError`] with the exit code that the design gives to each case.
-pub fn open(spec: Spec, start_over: bool, terminal: &Terminal) -> Result<Opened, JobError> {
+pub fn open(spec: Spec, mode: Mode, terminal: &Terminal) -> Result<Opened, JobError> {
+    let start_over = mode == Mode::StartOver;
     let loaded = load_model(&spec)?;
     let shares = shares(&spec, &loaded)?;
-    let source = open_source(&spec)?;
+    let store = open_output(&spec.output);
+    let manifest = Manifest::new(store.clone());
+    // A job's folder never changes, so it may be read before the lock is taken.
+    let folder = match mode {
+        Mode::StartOver => None,
+        Mode::Run | Mode::Resume => manifest.job()?.map(|job| PathBuf::from(job.folder)),
+    };
+    let stdin = match folder {
+        Some(folder) if mode == Mode::Resume && manifest.plan()?.is_some() => {
+            Stdin::Planned(folder)
+        }
+        folder => Stdin::Read(folder),
+    };
+    let source = open_source(&spec, stdin)?;
     let names = Arc::new(Names::new(&spec)?);
     let lock = match lock(&spec) {
         Err(JobError::Lock(LockError::Held(holder))) => {
@@ -229,8 +271,6 @@ pub fn open(spec: Spec, start_over: bool, terminal: &Terminal) -> Result<Opened,
     if start_over && lock.is_none() {
         return Err(JobError::Usage("--new needs the lock; it does not go with --no-lock".into()));
     }
-    let store = open_output(&spec.output);
-    let manifest = Manifest::new(store.clone());
     if lock.is_some() {
         store.clear_temporaries()?;
     }
@@ -292,6 +332,7 @@ pub fn open(spec: Spec, start_over: bool, terminal: &Terminal) -> Result<Opened,
             haul: env!("CARGO_PKG_VERSION").to_owned(),
             fingerprint: ours.clone(),
             settings: spec.settings.clone(),
+            folder: source.root(),
             since: ancestors,
         };
         let there = manifest.put_job(&new)?;

@@ -117,6 +117,15 @@ impl Spec {
         let model = need(&s.model, "model", "the checkpoint to run, for instance yolov8n.pt")?;
         let input = need(&s.input, "input", "a folder, a picture, a list, or -")?;
         let output = need(&s.output, "output", "the folder for the results")?;
+        // They go into job.json, which is text. Keys inside the input may be any bytes.
+        for path in [Some(&model), Some(&input), Some(&output), s.annotate.as_ref()] {
+            if let Some(path) = path.filter(|path| path.to_str().is_none()) {
+                let path = path.display();
+                return Err(usage(format!(
+                    "`{path}` is not UTF-8; reach it by another name (a link)"
+                )));
+            }
+        }
         let unit = |value: Option<f64>, name: &str| match value {
             Some(value) if (0.0..=1.0).contains(&value) => Ok(value),
             other => Err(usage(format!("--{name} is {}; it lies between 0 and 1", show(other)))),

@@ -320,3 +320,121 @@ fn draw(picture: &Picture, found: &[Found], labels: &[String]) -> Result<Vec<u8>
 fn add(total: &AtomicU64, time: Duration) {
     total.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::EngineError;
+    use crate::picture::Truncated;
+    use crate::pool::Budget;
+
+    /// Finds one box of class 1 in everything; panics where a picture holds the value 13.
+    #[derive(Clone, Copy)]
+    struct Touchy;
+
+    impl Engine for Touchy {
+        fn numeric_class(&self) -> &str {
+            "touchy"
+        }
+        fn weight_bytes(&self) -> u64 {
+            0
+        }
+        fn scratch_bytes(&self, _: usize, _: usize) -> u64 {
+            0
+        }
+        fn worker(&self) -> Result<Box<dyn Worker>, EngineError> {
+            Ok(Box::new(*self))
+        }
+    }
+
+    impl Worker for Touchy {
+        fn run(
+            &mut self,
+            input: Input<'_>,
+            _: f32,
+            candidates: &mut Vec<Candidate>,
+        ) -> Result<(), EngineError> {
+            candidates.clear();
+            assert!(input.rgb.iter().all(|&value| value != 13), "thirteen");
+            let bbox = [0.0, 0.0, input.width as f32, input.height as f32];
+            candidates.push(Candidate { anchor: 0, class: 1, score: 0.5, bbox });
+            Ok(())
+        }
+    }
+
+    fn bmp(value: u8) -> Vec<u8> {
+        let mut bytes = b"BM".to_vec();
+        for field in
+            [54 + 32 * 32 * 3u32, 0, 54, 40, 32, 32, 1 | 24 << 16, 0, 32 * 32 * 3, 0, 0, 0, 0]
+        {
+            bytes.extend(field.to_le_bytes());
+        }
+        bytes.resize(54 + 32 * 32 * 3, value);
+        bytes
+    }
+
+    #[test]
+    fn a_panic_fails_its_work_only_and_every_work_is_answered() {
+        let engine: Arc<dyn Engine> = Arc::new(Touchy);
+        let pool = Pool::start(&engine, 2, 3).unwrap();
+        let (sender, answers) = crossbeam_channel::unbounded();
+        let budget = Budget::new(1 << 20, 1 << 20);
+        let params = Arc::new(Params {
+            limits: Limits {
+                max_pixels: 1 << 20,
+                max_memory: 1 << 20,
+                truncated: Truncated::Reject,
+            },
+            imgsz: 32,
+            square: false,
+            nms: NmsOptions {
+                conf: 0.25,
+                iou: 0.7,
+                max_det: 300,
+                max_nms: 30_000,
+                agnostic: false,
+                classes: None,
+            },
+            annotate: Some(vec!["no".to_owned(), "yes".to_owned()].into()),
+        });
+        let queue = pool.queue();
+        for number in 0..30u8 {
+            let sender = sender.clone();
+            let (cancelled, bytes) = match number {
+                7 => (true, bmp(0)),
+                8 => (false, b"text".to_vec()),
+                _ => (false, bmp(if number % 10 == 3 { 13 } else { number })),
+            };
+            let work = Work {
+                bytes,
+                params: params.clone(),
+                ticket: budget.open(),
+                cancelled: Arc::new(AtomicBool::new(cancelled)),
+                reply: Box::new(move |outcome| sender.send((number, outcome.result)).unwrap()),
+            };
+            queue.send(work).unwrap();
+        }
+        drop((sender, queue));
+        let mut seen = 0;
+        for (number, result) in answers {
+            seen += 1;
+            match (number, result) {
+                (7, Err(Failure::Cancelled)) => {}
+                (8, Err(Failure::Picture(error))) => {
+                    assert_eq!(error.code.as_str(), "not_an_image")
+                }
+                (3 | 13 | 23, Err(Failure::Worker(text))) => {
+                    assert!(text.contains("thirteen"), "{text}")
+                }
+                (_, Ok(analysis)) => {
+                    assert_eq!((analysis.width, analysis.height), (32, 32));
+                    assert_eq!(analysis.found[0].bbox, [0.0, 0.0, 32.0, 32.0]);
+                    assert!(analysis.annotated.unwrap().starts_with(b"\xff\xd8"));
+                }
+                (number, other) => panic!("{number}: {other:?}"),
+            }
+        }
+        assert_eq!(seen, 30);
+        pool.stop(Duration::from_secs(5));
+    }
+}

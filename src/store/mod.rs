@@ -263,6 +263,9 @@ pub trait Source: Send + Sync + Debug {
     /// whose pictures are all gone).
     fn vouches(&self, witness: Option<&Key>) -> bool;
 
+    /// What keys are relative to: the folder's path.
+    fn root(&self) -> String;
+
     /// The input in words, for messages.
     fn describe(&self) -> String;
 }

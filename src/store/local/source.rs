@@ -118,12 +118,6 @@ impl LocalSource {
         Ok(LocalSource { root, seen: (meta.dev(), meta.ino()), names, options })
     }
 
-    /// The folder that keys are relative to.
-    #[must_use]
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     fn path(&self, key: &Key) -> PathBuf {
         self.root.join(key.as_path())
     }
@@ -362,6 +356,10 @@ impl Source for LocalSource {
             File::open(self.path(key)).and_then(|mut file| file.read(&mut byte)).is_ok()
         };
         same && witness.is_none_or(readable)
+    }
+
+    fn root(&self) -> String {
+        self.root.display().to_string()
     }
 
     fn describe(&self) -> String {
