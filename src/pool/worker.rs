@@ -378,11 +378,11 @@ mod tests {
         let engine: Arc<dyn Engine> = Arc::new(Touchy);
         let pool = Pool::start(&engine, 2, 3).unwrap();
         let (sender, answers) = crossbeam_channel::unbounded();
-        let budget = Budget::new(1 << 20, 1 << 20);
+        let budget = Budget::new(1 << 20, 8 << 20);
         let params = Arc::new(Params {
             limits: Limits {
                 max_pixels: 1 << 20,
-                max_memory: 1 << 20,
+                max_memory: 8 << 20,
                 truncated: Truncated::Reject,
             },
             imgsz: 32,
@@ -410,7 +410,7 @@ mod tests {
                 params: params.clone(),
                 ticket: budget.open(),
                 cancelled: Arc::new(AtomicBool::new(cancelled)),
-                reply: Box::new(move |outcome| sender.send((number, outcome.result)).unwrap()),
+                reply: Box::new(move |outcome| drop(sender.send((number, outcome.result)))),
             };
             queue.send(work).unwrap();
         }
