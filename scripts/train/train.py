@@ -27,6 +27,7 @@ from safetensors.torch import save
 
 from evaluate import MODEL, ROOT, held_out, letterbox, load, measure
 from pictures import NAMES, picture
+from tensorfile import sorted_metadata
 from yolov8 import REG_MAX, STRIDES, YOLOv8, anchors
 
 WIDTHS = (8, 16, 32, 64, 128)
@@ -198,16 +199,6 @@ def export(model, path):
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(sorted_metadata(save(state, metadata)))
-
-
-def sorted_metadata(data):
-    """safetensors writes metadata in hash order; the same model must give the same bytes."""
-    n = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:8 + n])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + n:]
 
 
 def new_model():
