@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts" / "train"))
+from tensorfile import sorted_metadata  # noqa: E402
 from yolov8 import YOLOv8  # noqa: E402
 
 OUT = ROOT / "testdata" / "golden"
@@ -222,7 +223,7 @@ def main():
         widths, depths, nc = net[:3]
         metadata = {"widths": json.dumps(widths, separators=(",", ":")),
                     "depths": json.dumps(depths, separators=(",", ":")), "nc": str(nc)}
-        (OUT / f"{name}.safetensors").write_bytes(save(network_golden(*net), metadata))
+        (OUT / f"{name}.safetensors").write_bytes(sorted_metadata(save(network_golden(*net), metadata)))
     (OUT / "nms.json").write_bytes(nms_json())
 
 

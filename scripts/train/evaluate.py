@@ -152,7 +152,7 @@ def main():
         truth = json.loads((args.written / "instances.json").read_text())
         ids = {image["file_name"]: image["id"] for image in truth["images"]}
         lines = list(read_lines(args.detections))
-        results = [(ids[line["image"]], d["class"], d["score"], d["box"]) for line in lines for d in line["detections"]]
+        results = [(ids[line["image"]], d["class"], d["score"], d["box"]) for line in lines for d in line.get("detections", ())]  # none: an error line
         count, (map50, map5095) = len(lines), score(truth, results, True)
     else:
         model, meta = load(args.model)

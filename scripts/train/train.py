@@ -13,9 +13,12 @@ import argparse
 import copy
 import json
 import math
+import os
 import time
 from multiprocessing import Pool
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that waits must not starve one that works
 
 import numpy as np
 import torch
@@ -24,6 +27,7 @@ from safetensors.torch import save
 
 from evaluate import MODEL, ROOT, held_out, letterbox, load, measure
 from pictures import NAMES, picture
+from tensorfile import sorted_metadata
 from yolov8 import REG_MAX, STRIDES, YOLOv8, anchors
 
 WIDTHS = (8, 16, 32, 64, 128)
@@ -197,16 +201,6 @@ def export(model, path):
     path.write_bytes(sorted_metadata(save(state, metadata)))
 
 
-def sorted_metadata(data):
-    """safetensors writes metadata in hash order; the same model must give the same bytes."""
-    n = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:8 + n])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + n:]
-
-
 def new_model():
     model = YOLOv8(WIDTHS, DEPTHS, len(NAMES))
     for box, cls, stride in zip(model.model[22].cv2, model.model[22].cv3, STRIDES):
@@ -218,18 +212,18 @@ def new_model():
 def main():
     parser = argparse.ArgumentParser(description="train the small model on generated pictures")
     parser.add_argument("--count", type=int, default=8000, help="training pictures")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="convolutions in bf16: a third faster on a processor that has it")
     parser.add_argument("--start", type=Path, help="go on from this model file instead of random weights")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, after the epoch it holds")
     parser.add_argument("--cache", type=Path, default=ROOT / ".scratch" / "train", help="where drawn pictures and the checkpoint lie")
     parser.add_argument("--out", type=Path, default=MODEL)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
     pixels, boxes = pictures(args.count, args.cache)
     validation = held_out(100)
     model = (load(args.start)[0] if args.start else new_model()).to(memory_format=torch.channels_last)
@@ -243,8 +237,17 @@ def main():
         optimiser, lambda i: min((i + 1) / 200, 0.01 + 0.99 * (1 + math.cos(math.pi * i / steps)) / 2))
 
     checkpoint = args.cache / "checkpoint.pt"
-    step, began = 0, time.time()
-    for epoch in range(args.epochs):
+    first, began = 0, time.time()
+    if args.resume:
+        saved = torch.load(checkpoint, weights_only=True)
+        first = saved["epoch"] + 1
+        average.load_state_dict(saved["average"])
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        schedule.last_epoch = first * (args.count // args.batch)  # counts steps, in its words
+    step = first * (args.count // args.batch)
+    for epoch in range(first, args.epochs):
+        rng = np.random.default_rng((args.seed, epoch))
         model.train()
         losses = []
         for chosen in rng.permutation(args.count)[:args.count // args.batch * args.batch].reshape(-1, args.batch):
