@@ -127,6 +127,7 @@ fn a_grown_folder_is_named_and_since_does_just_the_new_ones() {
     Haul::new("verify").arg(night(5)).exits(0);
 
     // An unfinished one is left out of a folder, and refused by name.
+    fs::remove_dir_all(night(5)).unwrap();
     fs::remove_file(night(4).join("_SUCCESS.json")).unwrap();
     since(Path::new(&slash), 6).exits(0).says("night-4");
     assert_eq!(images(6), ["0/00009.jpg"]);

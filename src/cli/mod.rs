@@ -18,7 +18,7 @@ use crate::job::{EXIT_HELP, Exit, JobError};
 /// Results are JSON Lines in parts, committed mini-batch by mini-batch: kill it, run the same
 /// command again, and only what is missing is done.
 #[derive(Debug, Parser)]
-#[command(name = "haul", version, max_term_width = 100)]
+#[command(name = "haul", version, max_term_width = 100, args_override_self = true)]
 #[command(after_help = format!("{EXAMPLES}\n{EXIT_HELP}"))]
 pub struct Cli {
     #[command(subcommand)]

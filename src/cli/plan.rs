@@ -15,10 +15,13 @@ use crate::store::Skip;
 /// The same flags as `run`. With --dry-run nothing is written, and a few pictures are tried to
 /// estimate the time.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    args_override_self = true,
+    after_help = "\
 Examples:
   haul plan --model yolov8n.pt --input photos/ --output out/ --dry-run
-  haul plan jobs/nightly.toml && haul resume out/")]
+  haul plan jobs/nightly.toml && haul resume out/"
+)]
 pub(super) struct Plan {
     /// Job file (TOML)
     #[arg(value_name = "JOB.toml")]
@@ -62,7 +65,7 @@ impl Plan {
         };
         let store = session.manifest.store().clone();
         let mut planner = Planner::new(&*store, session.terms());
-        while planner.next()?.is_some() {}
+        while planner.next_segment()?.is_some() {}
         session.manifest.put_plan(planner.summary())?;
         terminal.say(&text(planner.summary()));
         if self.talk.json() {

@@ -14,14 +14,17 @@ use crate::job::{
 ///
 /// Flags go over the job file; what neither says has a default, `yolo predict`'s where it has one.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    args_override_self = true,
+    after_help = "\
 Examples:
   haul run --model yolov8n.pt --input photos/ --output out/
   haul run jobs/quickstart.toml --conf 0.5
   haul run -m yolov8n.pt -i photos/ -o out/ --annotate seen/ --classes person,car
   find . -name '*.jpg' -newer stamp | haul run -m yolov8n.pt -i - -o out/
   haul run nightly.toml --since outputs/ --output outputs/2026-01-02   # only what is new
-  haul run nightly.toml --if-locked skip                               # in cron")]
+  haul run nightly.toml --if-locked skip                               # in cron"
+)]
 pub(super) struct Run {
     /// Job file (TOML): the same names as the flags, with _ for -; its paths are relative to it
     #[arg(value_name = "JOB.toml")]

@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn the_longest_line_is_long_enough() {
         let labels = ["\u{1}".repeat(20)];
-        let bbox = [-123_456.789; 4];
+        let bbox = [-123_456.78; 4];
         let found = (0..300).map(|_| Found { class: 0, score: 0.123_456, bbox });
         let mut line = Vec::new();
         let key = Key::new(vec![1; 4096]);

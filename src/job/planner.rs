@@ -41,7 +41,7 @@ impl<'a> Chain<'a> {
     ///
     /// # Errors
     /// When a segment is not what haul published.
-    pub fn next(&mut self) -> Result<Option<Segment>, JobError> {
+    pub fn next_segment(&mut self) -> Result<Option<Segment>, JobError> {
         if self.ended {
             return Ok(None);
         }
@@ -148,8 +148,8 @@ impl<'a> Planner<'a> {
     ///
     /// # Errors
     /// When the input cannot be listed or the segment cannot be published.
-    pub fn next(&mut self) -> Result<Option<Segment>, JobError> {
-        if let Some(segment) = self.chain.next()? {
+    pub fn next_segment(&mut self) -> Result<Option<Segment>, JobError> {
+        if let Some(segment) = self.chain.next_segment()? {
             // Somebody was faster: what we have listed may overlap it.
             self.listing = None;
             return Ok(Some(segment));
@@ -165,7 +165,7 @@ impl<'a> Planner<'a> {
                 self.chain.accept(&segment, &text);
                 Ok(Some(segment))
             }
-            PutNew::Exists => self.next(),
+            PutNew::Exists => self.next_segment(),
         }
     }
 
@@ -226,7 +226,7 @@ pub fn drift(store: &dyn Store, terms: Terms<'_>) -> Result<Drift, JobError> {
     let mut planned: std::collections::VecDeque<Object> = std::collections::VecDeque::new();
     let mut refill = |planned: &mut std::collections::VecDeque<Object>| -> Result<(), JobError> {
         while planned.is_empty() {
-            let Some(segment) = chain.next()? else { break };
+            let Some(segment) = chain.next_segment()? else { break };
             planned.extend(segment.batches.into_iter().flat_map(|batch| batch.objects));
         }
         Ok(())

@@ -15,13 +15,12 @@ use super::events::{Answer, Event};
 use super::exit::{Exit, JobError};
 use super::feeder::{Feeder, Order};
 use super::fingerprint::ModelFacts;
-use super::line::longest_line;
 use super::manifest::{Done, Manifest, Success, Tally, parts_digest};
-use super::memory::{Needs, divide, peak};
+use super::memory::peak;
 use super::plan::Batch;
 use super::planner::{Chain, Planner};
 use super::report::{Report, Stages};
-use super::session::Session;
+use super::session::{Session, open_pictures};
 use super::spec::{MaxFailures, Spec};
 use super::terminal::Terminal;
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
@@ -73,7 +72,7 @@ pub fn run(
 /// What a job asks of the pool.
 pub(super) fn pool_params(spec: &Spec, facts: &ModelFacts) -> Params {
     Params {
-        limits: spec.limits.clone(),
+        limits: spec.limits,
         imgsz: facts.imgsz,
         square: spec.square,
         nms: NmsOptions {
@@ -144,22 +143,9 @@ impl<'a> Dispatcher<'a> {
         session: &Arc<Session>,
         terminal: &'a mut Terminal,
     ) -> Result<Dispatcher<'a>, JobError> {
-        let (spec, facts) = (&session.spec, &session.loaded.facts);
+        let (spec, facts, shares) = (&session.spec, &session.loaded.facts, &session.shares);
         let engine = &session.loaded.engine;
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let wanted = spec.workers.unwrap_or(cores);
-        let open_pictures = spec.caps.pictures.max(8 * wanted);
-        let longest_label = facts.labels.iter().map(String::len).max().unwrap_or(0);
-        let side = facts.imgsz as usize;
-        let needs = Needs {
-            weights: engine.weight_bytes(),
-            // The letterboxed picture and what resizing it takes, besides the network's own.
-            arena: engine.scratch_bytes(side, side) + 8 * (side * side) as u64,
-            parts: (open_pictures + spec.caps.pictures) as u64
-                * longest_line(spec.max_det, longest_label),
-            picture: spec.limits.max_memory,
-        };
-        let shares = divide(spec.memory_budget, wanted, needs)?;
+        let open_pictures = open_pictures(spec, shares.workers);
         if let Some(note) = &shares.note {
             terminal.warn(note);
         }
@@ -339,7 +325,7 @@ impl<'a> Dispatcher<'a> {
         }
         let store = session.manifest.store().clone();
         let mut chain = Chain::new(&*store);
-        while let Some(segment) = chain.next()? {
+        while let Some(segment) = chain.next_segment()? {
             let wanted = segment.batches.into_iter().filter(|batch| failed.contains(&batch.id));
             for batch in wanted {
                 self.taken_first.insert(batch.id);
@@ -375,7 +361,7 @@ impl<'a> Dispatcher<'a> {
                 (batch, false)
             } else if let Some(batch) = segment.pop_front() {
                 (Arc::new(batch), true)
-            } else if let Some(next) = chain.next()? {
+            } else if let Some(next) = chain.next_segment()? {
                 segment.extend(next.batches);
                 continue;
             } else if chain.ended() {
@@ -701,7 +687,7 @@ impl Lister {
         let mut planner = Planner::new(&*store, self.session.terms());
         loop {
             let start = Instant::now();
-            let segment = planner.next()?;
+            let segment = planner.next_segment()?;
             let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
             self.nanos.fetch_add(nanos, Ordering::Relaxed);
             self.listed.store(planner.summary().pictures, Ordering::Relaxed);

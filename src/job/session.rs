@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use super::exit::JobError;
 use super::fingerprint::{ModelFacts, check, fingerprint};
+use super::line::longest_line;
 use super::manifest::{Job, MANIFEST_SCHEMA, Manifest};
+use super::memory::{Needs, Shares, divide};
 use super::plan::segment_name;
 use super::planner::Terms;
 use super::select::Names;
@@ -50,6 +52,8 @@ pub struct Session {
     pub names: Arc<Names>,
     /// What `--since` knows.
     pub known: Option<Arc<Known>>,
+    /// Workers and memory.
+    pub(super) shares: Shares,
     _lock: Option<Lock>,
 }
 
@@ -113,6 +117,33 @@ fn resolve_classes(wanted: &[String], labels: &[String]) -> Result<Vec<u32>, Job
     classes.sort_unstable();
     classes.dedup();
     Ok(classes)
+}
+
+/// Pictures that may be in open mini-batches before another one is opened: enough to keep every
+/// worker busy, whatever the size of a mini-batch.
+pub(super) fn open_pictures(spec: &Spec, workers: usize) -> usize {
+    spec.caps.pictures.max(8 * workers)
+}
+
+/// Divides the memory budget among the workers of a job.
+///
+/// # Errors
+/// [`JobError::Usage`] when not even one worker fits.
+fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let workers = spec.workers.unwrap_or(cores);
+    let facts = &loaded.facts;
+    let longest_label = facts.labels.iter().map(String::len).max().unwrap_or(0);
+    let side = facts.imgsz as usize;
+    let needs = Needs {
+        weights: loaded.engine.weight_bytes(),
+        // The letterboxed picture and what resizing it takes, besides the network's own.
+        arena: loaded.engine.scratch_bytes(side, side) + 8 * (side * side) as u64,
+        parts: (open_pictures(spec, workers) + spec.caps.pictures) as u64
+            * longest_line(spec.max_det, longest_label),
+        picture: spec.limits.max_memory,
+    };
+    divide(spec.memory_budget, workers, needs)
 }
 
 /// Opens the input of a job.
@@ -182,6 +213,7 @@ fn lock(spec: &Spec) -> Result<Option<Lock>, JobError> {
 /// [`JobError`] with the exit code that the design gives to each case.
 pub fn open(spec: Spec, start_over: bool, terminal: &Terminal) -> Result<Opened, JobError> {
     let loaded = load_model(&spec)?;
+    let shares = shares(&spec, &loaded)?;
     let source = open_source(&spec)?;
     let names = Arc::new(Names::new(&spec)?);
     let lock = match lock(&spec) {
@@ -275,6 +307,7 @@ pub fn open(spec: Spec, start_over: bool, terminal: &Terminal) -> Result<Opened,
         source,
         names,
         known,
+        shares,
         _lock: lock,
     })))
 }

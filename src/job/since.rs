@@ -58,7 +58,7 @@ pub(super) fn resolve(since: &[String], own_output: &Path) -> Result<Resolved, J
         }
         for entry in std::fs::read_dir(path).map_err(fault)? {
             let inner = entry.map_err(fault)?.path();
-            if same_folder(&inner, own_output) {
+            if !inner.is_dir() || same_folder(&inner, own_output) {
                 continue;
             }
             let manifest = open(&inner);
@@ -178,7 +178,7 @@ impl<'a> Cursor<'a> {
             if let Some(object) = self.objects.front() {
                 return Ok((object.key == *key).then(|| object.clone()));
             }
-            match self.chain.next() {
+            match self.chain.next_segment() {
                 Ok(None) => return Ok(None),
                 Ok(Some(Segment { batches, .. })) => {
                     self.objects.extend(batches.into_iter().flat_map(|batch| batch.objects));

@@ -96,7 +96,7 @@ impl Survey {
     ) -> Result<(PlanSummary, bool), JobError> {
         let store = self.manifest.store().clone();
         let mut chain = Chain::new(&*store);
-        while let Some(segment) = chain.next()? {
+        while let Some(segment) = chain.next_segment()? {
             for batch in &segment.batches {
                 if self.records.contains(&batch.id) {
                     let record = self.manifest.record(&self.job, batch.id)?;

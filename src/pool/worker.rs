@@ -138,7 +138,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts `workers` threads, with room for `waiting` pictures before [`Pool::submit`] blocks.
+    /// Starts `workers` threads, with room for `waiting` pictures before [`Pool::queue`] blocks.
     ///
     /// # Errors
     /// When threads or the engine's scratch memory cannot be had.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
@@ -20,6 +21,8 @@ use crate::store::{Key, PutNew, Store, StoreError};
 pub struct LocalStore {
     root: PathBuf,
     temporaries: PathBuf,
+    // Process numbers repeat between hosts and containers that share a folder.
+    nonce: u64,
     serial: AtomicU64,
     made: Mutex<HashSet<PathBuf>>,
 }
@@ -34,6 +37,7 @@ impl LocalStore {
         LocalStore {
             temporaries: root.join(temporaries),
             root,
+            nonce: RandomState::new().hash_one(std::process::id()),
             serial: AtomicU64::new(0),
             made: Mutex::default(),
         }
@@ -76,17 +80,9 @@ impl LocalStore {
             self.make_folder(parent)?;
         }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        let path = self.temporaries.join(format!("{}-{serial}", std::process::id()));
+        let path = self.temporaries.join(format!("{:016x}-{serial}", self.nonce));
         let full = |error| StoreError::new("write", target, error).writing(bytes.len());
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
-        let mut file = match options.open(&path) {
-            // A process of the same number, killed before it could tidy up. We hold the lock.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                fs::remove_file(&path).and_then(|()| options.open(&path)).map_err(full)?
-            }
-            other => other.map_err(full)?,
-        };
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(full)?;
         let staged = Staged { path };
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(full)?;
         Ok(staged)
@@ -153,7 +149,14 @@ impl Store for LocalStore {
         let path = self.root.join(name);
         match fs::read(&path) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(StoreError::new("read", path, error)),
         }
     }
