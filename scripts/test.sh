@@ -136,7 +136,7 @@ documents() {
             echo "$page: there is no $link"
             wrong=1
         fi
-    done < <(find ./*.md docs scripts -name '*.md' -exec grep -oHE '\]\([^)#:]+' {} + | sed 's/](//')
+    done < <(find ./*.md docs scripts -name '*.md' -exec grep -oHE '\]\([^)#:]+[)#]' {} + | sed 's/](//; s/.$//')
     [ $wrong = 0 ] || return 1
     [ -x "$haul" ] || skip "the links are right; there is no release build for the rest"
     for flag in $("$haul" run --help | grep -oE '^ +(-[a-z], )?--[a-z-]+' | grep -oE '[a-z-]{3,}$'); do
