@@ -1,0 +1,280 @@
+#!/usr/bin/env bash
+# Every check that haul has, the same here as in CI.
+#
+#     scripts/test.sh                 install what is missing, then check
+#     scripts/test.sh --no-install    check with what is here
+#
+# What it needs is cargo (by rustup, with rustfmt and clippy) and a C compiler. What it installs,
+# and only where it is missing:
+#   by apt-get    build-essential (a C compiler), python3 3.11 or newer, python3-venv
+#   by rustup     the components rustfmt and clippy
+#   by pip        numpy and pycocotools, into a virtual environment in the target folder
+#
+# HAUL_PARITY_DATA      a folder with real weights, pictures and goldens; without it some tests skip
+# HAUL_ACCEPT_COUNT     how often scripts/accept.sh kills a job (5)
+# CARGO_TARGET_DIR      as cargo knows it
+#
+# The last line is "N passed, N failed, N skipped": tests, and one for each other stage. A stage that
+# fails does not keep the later ones from running, but those that need what it makes are skipped.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+install=yes
+for argument in "$@"; do
+    case $argument in
+    --no-install) install=no ;;
+    -h | --help)
+        sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+        exit 0
+        ;;
+    *)
+        echo "unknown argument: $argument (try --help)" >&2
+        exit 2
+        ;;
+    esac
+done
+
+target=${CARGO_TARGET_DIR:-target}
+mkdir -p "$target"
+target=$(cd "$target" && pwd)
+haul=$target/release/haul
+venv=$target/test-venv
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+accept_count=${HAUL_ACCEPT_COUNT:-5}
+export HAUL_PYTHON=$venv/bin/python # for tests that ask pycocotools
+
+passed=0 failed=0 skipped=0
+failures=()
+table=()
+SKIP=77 # what a stage returns to say that it could not be done here
+
+# stage NAME COMMAND...: runs it, times it, counts it.
+stage() {
+    local name=$1 before=$SECONDS code said
+    shift
+    printf '\n== %s\n' "$name"
+    set +e
+    (
+        set -e
+        "$@"
+    )
+    code=$?
+    set -e
+    case $code in
+    0) said=passed passed=$((passed + 1)) ;;
+    "$SKIP") said=skipped skipped=$((skipped + 1)) ;;
+    *)
+        said="FAILED ($code)" failed=$((failed + 1))
+        failures+=("$name")
+        ;;
+    esac
+    table+=("$(printf '%-28s %6d s  %s' "$name" $((SECONDS - before)) "$said")")
+    return 0
+}
+
+skip() {
+    echo "skipped: $*"
+    exit $SKIP
+}
+
+# --- stages ------------------------------------------------------------------------------------
+
+python_is_new_enough() {
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+packages_missing() {
+    command -v cc >/dev/null || echo build-essential
+    command -v python3 >/dev/null || echo python3
+    python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
+}
+
+install_missing() {
+    local packages component as_root=()
+    mapfile -t packages < <(packages_missing)
+    if [ ${#packages[@]} -gt 0 ]; then
+        echo "installing by apt-get: ${packages[*]}"
+        if ! command -v apt-get >/dev/null; then
+            echo "there is no apt-get here; install them yourself and use --no-install" >&2
+            return 1
+        fi
+        [ "$(id -u)" = 0 ] || as_root=(sudo)
+        "${as_root[@]}" apt-get update -qq
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -qq --no-install-recommends "${packages[@]}"
+    fi
+    if ! command -v cargo >/dev/null; then
+        echo "there is no cargo; see https://rustup.rs" >&2
+        return 1
+    fi
+    for component in rustfmt clippy; do
+        if ! cargo "${component/rust/}" --version >/dev/null 2>&1; then
+            echo "installing by rustup: $component"
+            rustup component add "$component"
+        fi
+    done
+    if ! "$HAUL_PYTHON" -c 'import numpy, pycocotools' 2>/dev/null; then
+        echo "installing by pip into $venv: numpy, pycocotools"
+        python3 -m venv "$venv"
+        "$HAUL_PYTHON" -m pip install --quiet --disable-pip-version-check \
+            'numpy>=2,<3' 'pycocotools==2.0.11'
+    fi
+    echo "everything is there"
+}
+
+licences() {
+    python_is_new_enough || skip "Python 3.11 or newer is not here"
+    python3 scripts/licences.py
+}
+
+# Links lead somewhere, every flag is written down, and every job file can be read.
+documents() {
+    local page link flag key job wrong=0
+    while IFS=: read -r page link; do
+        if ! [ -e "$(dirname "$page")/$link" ]; then
+            echo "$page: there is no $link"
+            wrong=1
+        fi
+    done < <(find ./*.md docs scripts -name '*.md' -exec grep -oHE '\]\([^)#:]+[)#]' {} + | sed 's/](//; s/.$//')
+    [ $wrong = 0 ] || return 1
+    [ -x "$haul" ] || skip "the links are right; there is no release build for the rest"
+    for flag in $("$haul" run --help | grep -oE '^ +(-[a-z], )?--[a-z-]+' | grep -oE '[a-z-]{3,}$'); do
+        flag=${flag#--} key=${flag//-/_}
+        case $flag in help | new | print-config | json | quiet | verbose) continue ;; esac
+        if ! grep -q "^| \`$key\`" docs/job-file.md; then
+            echo "docs/job-file.md: \`$key\` is missing"
+            wrong=1
+        fi
+    done
+    for job in jobs/*.toml; do
+        # What is printed is a job file again, and means the same.
+        "$haul" run "$job" --print-config >"$work/config.toml" || wrong=1
+        "$haul" run "$work/config.toml" --print-config | diff "$work/config.toml" - || wrong=1
+    done
+    return $wrong
+}
+
+rustdoc() {
+    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked
+}
+
+release_build() {
+    rm -f "$haul" # so that a failed build leaves no old one to be tried
+    cargo build --release --locked
+}
+
+# The first command of the README, into a folder of its own, and what it must leave behind.
+quickstart() {
+    local out=$work/quickstart pictures lines seen
+    [ -x "$haul" ] || skip "there is no release build"
+    cargo run --release --locked -- run jobs/quickstart.toml \
+        --output "$out" --annotate "$work/annotated"
+    "$haul" verify "$out"
+    pictures=$("$haul" status "$out" --json | sed -n 's/.*"planned": \([0-9]*\).*/\1/p')
+    lines=$(cat "$out"/part-*.jsonl | wc -l)
+    seen=$(find "$work/annotated" -name '*.annotated.jpg' -size +0 | wc -l)
+    echo "$pictures pictures, $lines lines, $seen annotated"
+    [ "$pictures" -gt 0 ]
+    [ "$lines" = "$pictures" ]
+    [ "$seen" = "$pictures" ]
+    [ -f "$out/_SUCCESS.json" ]
+    # A second run has nothing to do, and says so with the same code.
+    "$haul" run jobs/quickstart.toml --output "$out" --annotate "$work/annotated"
+    "$haul" export "$out" --to coco --dest "$work/coco.json"
+    "$haul" export "$out" --to csv --dest "$work/boxes.csv"
+    "$haul" export "$out" --to yolo --dest "$work/labels"
+    head -n 1 "$work/boxes.csv" | grep -q '^image,'
+    [ "$(find "$work/labels" -name '*.txt' | wc -l)" = "$pictures" ]
+}
+
+# pycocotools loads what `export --to coco` writes, as ground truth and as results.
+coco() {
+    [ -f "$work/coco.json" ] || skip "the first command left no export"
+    "$HAUL_PYTHON" -c 'import pycocotools' 2>/dev/null || skip "pycocotools is not here"
+    "$HAUL_PYTHON" - "$work/coco.json" <<'PYTHON'
+import json, sys
+from pycocotools.coco import COCO
+coco = COCO(sys.argv[1])
+annotations = json.load(open(sys.argv[1]))["annotations"]
+results = coco.loadRes(annotations)
+assert len(results.anns) == len(annotations) > 0
+assert {a["image_id"] for a in annotations} <= set(coco.imgs)
+assert {a["category_id"] for a in annotations} <= set(coco.cats)
+print(len(coco.imgs), "images,", len(annotations), "annotations,", len(coco.cats), "categories")
+PYTHON
+}
+
+# The accuracy of yolov8n on real photographs is that of the program it was made with.
+photographs() {
+    local out=$work/photographs data=${HAUL_PARITY_DATA:-}
+    [ -n "$data" ] || skip "HAUL_PARITY_DATA is not set"
+    [ -x "$haul" ] || skip "there is no release build"
+    "$HAUL_PYTHON" -c 'import pycocotools' 2>/dev/null || skip "pycocotools is not here"
+    "$haul" run --model "$data/weights/yolov8n.pt" --input "$data/coco/images" --output "$out" \
+        --conf 0.001
+    "$haul" export "$out" --to coco --dest "$work/photographs.json"
+    "$HAUL_PYTHON" scripts/coco_map.py "$work/photographs.json" "$data/coco/instances.json" \
+        --near 0.419 --within 0.003
+}
+
+accept() {
+    [ -x "$haul" ] || skip "there is no release build"
+    [ -x scripts/accept.sh ] || skip "there is no scripts/accept.sh"
+    timeout --kill-after=30 $((10 + accept_count))m scripts/accept.sh "$accept_count"
+}
+
+# `cargo test`, counted from what it prints. A test that has nothing to work on here prints a line
+# that begins with "skipped:" and passes; it is counted as skipped.
+tests() {
+    local before=$SECONDS code=0 log=$work/tests.log ok bad quiet said=passed
+    printf '\n== tests\n'
+    : >"$log"
+    cargo test --locked --no-run && # compiling may take its time; a test that hangs may not
+        timeout --kill-after=30 25m \
+            cargo test --locked --no-fail-fast -- --show-output 2>&1 | tee "$log" || code=$?
+    read -r ok bad quiet < <(awk '
+        /^test result:/ {
+            for (i = 1; i < NF; i++) {
+                # "test result: ok. 12 passed; 0 failed; 1 ignored; ..."
+                if ($(i + 1) == "passed;") ok += $i
+                if ($(i + 1) == "failed;") bad += $i
+                if ($(i + 1) == "ignored;") ignored += $i
+            }
+        }
+        /^---- .* ----$/ { counted = 0 }
+        /^skipped:/ && !counted { counted = 1; skipped++ }
+        END { print ok - skipped, bad + 0, ignored + skipped }' "$log")
+    if [ "$code" != 0 ]; then
+        said="FAILED ($code)"
+        failures+=("tests")
+        [ "$bad" != 0 ] || bad=1 # it did not compile, or the process of a test ended
+    fi
+    passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + quiet))
+    table+=("$(printf '%-28s %6d s  %s' tests $((SECONDS - before)) \
+        "$said: $ok passed, $bad failed, $quiet skipped")")
+}
+
+# --- all of it ---------------------------------------------------------------------------------
+
+[ $install = no ] || stage "install" install_missing
+stage "licences" licences
+stage "cargo fmt" cargo fmt --check
+stage "cargo clippy" cargo clippy --all-targets --locked -- -D warnings
+stage "cargo doc" rustdoc
+tests
+stage "release build" release_build
+stage "first command" quickstart
+stage "export to pycocotools" coco
+stage "documents" documents
+stage "mAP on photographs" photographs
+stage "crash and resume" accept
+
+printf '\n== time\n'
+printf '%s\n' "${table[@]}"
+printf '%-28s %6d s\n' "all" $SECONDS
+if [ ${#failures[@]} -gt 0 ]; then
+    printf 'failed: %s\n' "${failures[@]}"
+fi
+printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+[ "$failed" = 0 ]
