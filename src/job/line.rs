@@ -18,6 +18,42 @@ pub const LINE_SCHEMA: &str = "haul.line/1";
 /// The schema itself, in JSON Schema's words.
 pub const LINE_SCHEMA_JSON: &str = include_str!("../../docs/line.schema.json");
 
+/// The published schema, ready to check lines against.
+#[derive(Debug)]
+pub struct LineSchema(jsonschema::JSONSchema);
+
+impl LineSchema {
+    /// Compiles [`LINE_SCHEMA_JSON`].
+    ///
+    /// # Panics
+    /// Never: a test compiles the same text.
+    #[must_use]
+    pub fn new() -> LineSchema {
+        let schema = serde_json::from_str(LINE_SCHEMA_JSON).expect("it is JSON. This is a bug.");
+        LineSchema(
+            jsonschema::JSONSchema::compile(&schema).expect("it is a schema. This is a bug."),
+        )
+    }
+
+    /// Checks one line.
+    ///
+    /// # Errors
+    /// The first thing that breaks the schema.
+    pub fn check(&self, line: &serde_json::Value) -> Result<(), String> {
+        let first = match self.0.validate(line) {
+            Ok(()) => return Ok(()),
+            Err(mut errors) => errors.next().map(|error| error.to_string()),
+        };
+        Err(first.unwrap_or_else(|| "it breaks the schema".to_owned()))
+    }
+}
+
+impl Default for LineSchema {
+    fn default() -> LineSchema {
+        LineSchema::new()
+    }
+}
+
 /// One detected object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -222,11 +258,10 @@ mod tests {
             "\n"
         );
         assert_eq!(String::from_utf8(line.clone()).unwrap(), expected);
-        let schema: serde_json::Value = serde_json::from_str(LINE_SCHEMA_JSON).unwrap();
-        let validator = jsonschema::validator_for(&schema).unwrap();
+        let schema = LineSchema::new();
         for text in line.split(|&b| b == b'\n').filter(|l| !l.is_empty()) {
             let value: serde_json::Value = serde_json::from_slice(text).unwrap();
-            assert!(validator.is_valid(&value), "{value}");
+            schema.check(&value).unwrap();
             assert!(Line::parse(text).unwrap().key().is_ok());
         }
         assert_eq!(
@@ -237,8 +272,7 @@ mod tests {
 
     #[test]
     fn the_schema_refuses_what_is_not_a_line() {
-        let schema: serde_json::Value = serde_json::from_str(LINE_SCHEMA_JSON).unwrap();
-        let validator = jsonschema::validator_for(&schema).unwrap();
+        let schema = LineSchema::new();
         let bad = [
             r#"{}"#,
             r#"{"image":"a"}"#,
@@ -252,7 +286,7 @@ mod tests {
             r#"{"image":"a","extra":1,"error":{"code":"gone","stage":"fetch","message":"m"}}"#,
         ];
         for text in bad {
-            assert!(!validator.is_valid(&serde_json::from_str(text).unwrap()), "{text}");
+            assert!(schema.check(&serde_json::from_str(text).unwrap()).is_err(), "{text}");
         }
     }
 

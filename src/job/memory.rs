@@ -5,8 +5,15 @@ use super::exit::JobError;
 /// The default budget, unless all workers need more.
 const DEFAULT: u64 = 384 << 20;
 
-/// Fetched ahead at least, where the default rule decides.
+/// Where the default rule decides: pictures fetched ahead, …
 const AHEAD: u64 = 64 << 20;
+
+/// … and a large photograph (24 megapixels) for each worker but the oldest picture's, which has the
+/// reserve; without it such folders are decoded one by one …
+const PHOTOGRAPH: u64 = 256 << 20;
+
+/// … but no more than this for both, however many cores there are.
+const MOST_AHEAD: u64 = 2 << 30;
 
 /// What a job needs, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +54,8 @@ pub(super) fn divide(
 ) -> Result<Shares, JobError> {
     let fixed = needs.weights + needs.parts + needs.picture;
     let wanted = fixed + needs.arena * workers as u64;
-    let budget = budget.unwrap_or_else(|| DEFAULT.max(wanted + AHEAD));
+    let ahead = (AHEAD + PHOTOGRAPH * (workers as u64 - 1)).min(MOST_AHEAD);
+    let budget = budget.unwrap_or_else(|| DEFAULT.max(wanted + ahead));
     let Some(left) = budget.checked_sub(fixed + needs.arena) else {
         return Err(JobError::Usage(format!(
             "--memory-budget is {} and one worker needs {}: weights {}, working memory {}, open \
@@ -98,7 +106,8 @@ mod tests {
 
     #[test]
     fn the_default_fits_all_workers() {
-        assert_eq!(divide(None, 2, NEEDS).unwrap().budget, 384 << 20);
+        assert_eq!(divide(None, 1, NEEDS).unwrap().budget, 384 << 20);
+        assert_eq!(divide(None, 2, NEEDS).unwrap().free, (64 + 256) << 20);
         let many = divide(None, 64, NEEDS).unwrap();
         assert_eq!((many.workers, many.note), (64, None));
     }

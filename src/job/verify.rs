@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::exit::{Exit, JobError};
-use super::line::LINE_SCHEMA_JSON;
+use super::line::LineSchema;
 use super::manifest::{MANIFEST_SCHEMA, Success, Tally, part_name, parts_digest};
 use super::survey::Survey;
 use crate::store::sha256;
@@ -45,10 +45,7 @@ impl Verdict {
 /// When there is no job, or the store fails; damage is not an error but a mismatch.
 pub fn verify(output: &Path) -> Result<Verdict, JobError> {
     let survey = Survey::open(output)?;
-    let schema: Value =
-        serde_json::from_str(LINE_SCHEMA_JSON).expect("our schema is JSON. This is a bug.");
-    let lines = jsonschema::validator_for(&schema)
-        .map_err(|error| JobError::Internal(format!("our line schema is none: {error}")))?;
+    let schema = LineSchema::new();
     let mut verdict = Verdict::default();
     let mut wrong = Vec::new();
     let mut digests: Vec<(u64, String)> = Vec::new();
@@ -73,7 +70,7 @@ pub fn verify(output: &Path) -> Result<Verdict, JobError> {
             let at = index + 1;
             match serde_json::from_slice::<Value>(line) {
                 Err(error) => wrong.push(format!("{name} line {at} is not JSON: {error}")),
-                Ok(value) => match lines.validate(&value) {
+                Ok(value) => match schema.check(&value) {
                     Err(error) => {
                         wrong.push(format!("{name} line {at} breaks the schema: {error}"))
                     }
