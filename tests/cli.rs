@@ -4,9 +4,10 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
-use common::binary::{Haul, by_image, fill, folder, lines, model, parts, success, testdata};
+use common::binary::{
+    Haul, by_image, fill, folder, lines, model, parts, success, testdata, wait_for,
+};
 
 #[test]
 fn the_quickstart_job_runs_as_the_readme_says() {
@@ -85,7 +86,8 @@ fn mistakes_are_exit_2_and_named() {
     Haul::run(testdata("pictures/sea.jpg"), &out)
         .args(["--model", "/nowhere.pt"])
         .exits(2)
-        .says("/nowhere.pt");
+        .says("/nowhere.pt")
+        .says("No such file");
     let text = root.path().join("text.pt");
     fs::write(&text, "hello").unwrap();
     Haul::run(photos.path(), &out).arg("--model").arg(&text).exits(2).says("text.pt");
@@ -143,9 +145,7 @@ fn who_holds_the_output_is_named_and_waited_for() {
     let root = tempfile::tempdir().unwrap();
     let out = root.path().join("out");
     let mut first = Haul::run(photos.path(), &out).args(["--imgsz", "160"]).spawn();
-    while !out.join("_manifest/job.json").exists() {
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    wait_for(&out.join("_manifest/job.json"), &mut first);
     let holder = format!("process {}", first.id());
     let second = || Haul::run(photos.path(), &out).args(["--imgsz", "160"]);
     second().exits(11).says(&holder);

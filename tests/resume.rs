@@ -6,7 +6,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use common::binary::{Haul, Ran, concatenated, fill, folder, model, parts, success, testdata};
+use common::binary::{
+    Haul, Ran, concatenated, fill, folder, model, parts, success, testdata, wait_for,
+};
 
 const SMALL_BATCHES: [&str; 2] = ["--max-images", "3"];
 
@@ -181,11 +183,9 @@ fn sigterm_ends_with_75_and_the_same_command_goes_on() {
     let photos = folder(600);
     let root = tempfile::tempdir().unwrap();
     let out = root.path().join("out");
-    let child =
+    let mut child =
         Haul::run(photos.path(), &out).args(["--max-images", "20", "--imgsz", "160"]).spawn();
-    while !out.join("_manifest/done/00000000.json").exists() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for(&out.join("_manifest/done/00000000.json"), &mut child);
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     let ran = Ran::of(child.wait_with_output().unwrap());
@@ -238,11 +238,9 @@ fn a_second_signal_stops_at_once() {
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
         let out = root.path().join(code.to_string());
         let run = Haul::run(photos.path(), &out).args(["--imgsz", "320", "--max-images", "40"]);
-        let child = run.args(["--grace", "5m"]).spawn();
+        let mut child = run.args(["--grace", "5m"]).spawn();
         // Then the rate is known, and a whole mini-batch that fits the grace is left to do.
-        while !out.join("_manifest/done/00000000.json").exists() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_for(&out.join("_manifest/done/00000000.json"), &mut child);
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
         kill(pid, signal).unwrap();
         std::thread::sleep(Duration::from_millis(150));

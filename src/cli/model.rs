@@ -48,7 +48,7 @@ impl ModelCommand {
 }
 
 fn load(file: &Path) -> Result<Model, JobError> {
-    read(file).map_err(|error| JobError::Usage(error.to_string()))
+    read(file).map_err(|error| JobError::usage(&error))
 }
 
 impl Inspect {

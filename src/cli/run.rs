@@ -42,7 +42,16 @@ pub(super) struct Run {
 }
 
 /// Go on with the job in an output, from anywhere
+///
+/// Settings are the job's own; a flag here changes one for this run.
 #[derive(Debug, Args)]
+#[command(
+    args_override_self = true,
+    after_help = "\
+Examples:
+  haul resume out/
+  haul resume out/ --workers 1 --grace 2m"
+)]
 pub(super) struct Resume {
     /// The output's folder
     #[arg(value_name = "OUT")]
@@ -76,13 +85,13 @@ pub(super) struct Resume {
 #[derive(Debug, Args)]
 pub(super) struct Talk {
     /// Print the summary as JSON on stdout
-    #[arg(long, help_heading = "Talk")]
+    #[arg(long, help_heading = "Messages")]
     json: bool,
     /// Say only what is wrong
-    #[arg(long, short, help_heading = "Talk")]
+    #[arg(long, short, help_heading = "Messages")]
     quiet: bool,
     /// Say more
-    #[arg(long, short, action = clap::ArgAction::Count, help_heading = "Talk")]
+    #[arg(long, short, action = clap::ArgAction::Count, help_heading = "Messages")]
     verbose: u8,
 }
 

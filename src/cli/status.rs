@@ -11,6 +11,10 @@ use crate::job::{Exit, JobError, Survey};
 ///
 /// Exit code: 0 finished, 3 finished with failed pictures, 75 not finished.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  haul status out/
+  haul status out/ --csv > batches.csv")]
 pub(super) struct Status {
     /// The output's folder
     #[arg(value_name = "OUT")]

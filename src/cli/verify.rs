@@ -12,6 +12,9 @@ use crate::job::{Exit, JobError, verify};
 /// Reads every part: digests, keys in plan order, each line against its schema, all totals.
 /// Exit code: 0 or 3 right and finished, 75 right so far, 1 a mismatch, which is named.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  haul run job.toml && haul verify out/")]
 pub(super) struct Verify {
     /// The output's folder
     #[arg(value_name = "OUT")]

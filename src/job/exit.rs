@@ -72,7 +72,28 @@ pub enum JobError {
     Lock(#[from] LockError),
 }
 
+/// An error with its causes, each after a colon unless its parent says it already.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = error.source();
+    }
+    text
+}
+
 impl JobError {
+    /// A mistake in the request, in the words of the error that shows it and of its causes.
+    #[must_use]
+    pub fn usage(error: &dyn std::error::Error) -> JobError {
+        JobError::Usage(chain(error))
+    }
+
     /// The exit code for this error.
     #[must_use]
     pub fn exit(&self) -> Exit {

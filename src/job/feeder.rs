@@ -46,16 +46,16 @@ fn picture_fault(
     let text = |code, message: &str| Some((code, message.to_owned()));
     match object.identity {
         Identity::Link(LinkFault::Broken) => {
-            text("broken_link", "The symbolic link has no target (see --follow-symlinks).")
+            text("broken_link", "the symbolic link has no target (see --follow-symlinks)")
         }
         Identity::Link(LinkFault::Outside) => {
-            text("outside_link", "The symbolic link leaves the input (--follow-symlinks reads it).")
+            text("outside_link", "the symbolic link leaves the input (--follow-symlinks reads it)")
         }
-        Identity::Missing => text("gone", "The list names it, and there is no such file."),
+        Identity::Missing => text("gone", "the list names it, and there is no such file"),
         _ if object.size > max_file.min(max_memory) => {
             let most = max_file.min(max_memory);
             let size = object.size;
-            Some(("too_large", format!("The file has {size} bytes; {most} are allowed.")))
+            Some(("too_large", format!("the file has {size} bytes, the limit is {most}")))
         }
         _ => None,
     }
@@ -118,12 +118,12 @@ impl Feeder {
                     order,
                     index,
                     "changed",
-                    "The file is not the one that was planned.",
+                    "the file is not the one that was planned",
                 );
             }
-            Err(ReadError::Gone) => ("gone", "The file is gone since it was planned."),
-            Err(ReadError::Denied) => ("denied", "The file may not be read."),
-            Err(ReadError::Unreadable) => ("unreadable", "The file cannot be read."),
+            Err(ReadError::Gone) => ("gone", "the file is gone since it was planned"),
+            Err(ReadError::Denied) => ("denied", "the file may not be read"),
+            Err(ReadError::Unreadable) => ("unreadable", "the file cannot be read"),
         };
         drop(ticket);
         if self.vouched(order, index) {

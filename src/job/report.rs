@@ -38,6 +38,8 @@ pub struct Stages {
 pub struct Report {
     /// The output's folder.
     pub output: String,
+    /// Where annotated pictures are, if they were asked for.
+    pub annotated: Option<String>,
     /// `done`, `interrupted`, `stopped`, `failed`.
     pub state: String,
     /// The exit code.
@@ -143,6 +145,13 @@ impl Report {
             "{}: {} planned{complete}, {} ok, {} failed, {} of {} mini-batches committed",
             self.state, self.planned, self.ok, self.failed, self.committed, self.batches
         ));
+        let annotated = self.annotated.as_ref();
+        let annotated =
+            annotated.map_or(String::new(), |dir| format!(", annotated pictures in {dir}"));
+        line(format_args!("results in {}{annotated}", self.output));
+        if self.state == "interrupted" {
+            line(format_args!("the same command goes on with the other mini-batches"));
+        }
         if self.given_up > 0 {
             line(format_args!(
                 "{} mini-batches could not be finished; {}/_manifest/failed says why, and the same \
@@ -173,8 +182,11 @@ impl Report {
             line(format_args!("found: {}", words.join(", ")));
         }
         if self.pictures > 0 {
+            let before = (self.ok + self.failed).saturating_sub(self.pictures);
+            let before =
+                if before > 0 { format!(" ({before} were done before)") } else { String::new() };
             line(format_args!(
-                "{} pictures in {:.1} s, {:.2} images/s, {} workers, {}",
+                "{} pictures in {:.1} s{before}, {:.2} images/s, {} workers, class {}",
                 self.pictures,
                 self.seconds,
                 self.images_per_second,

@@ -16,7 +16,7 @@ use super::exit::{Exit, JobError};
 use super::feeder::{Feeder, Order};
 use super::fingerprint::ModelFacts;
 use super::manifest::{Done, Manifest, Success, Tally, parts_digest};
-use super::memory::peak;
+use super::memory::{mib, peak};
 use super::plan::Batch;
 use super::planner::{Chain, Planner};
 use super::report::{Report, Stages};
@@ -63,10 +63,9 @@ pub fn run(
     let mut dispatcher = Dispatcher::start(&session, terminal)?;
     let result = dispatcher.work(signals);
     dispatcher.terminal.end();
-    let exit = result?;
-    let report = dispatcher.report(exit);
+    let outcome = result.map(|exit| Outcome { exit, report: dispatcher.report(exit) });
     dispatcher.shut_down();
-    Ok(Outcome { exit, report })
+    outcome
 }
 
 /// What a job asks of the pool.
@@ -149,6 +148,16 @@ impl<'a> Dispatcher<'a> {
         if let Some(note) = &shares.note {
             terminal.warn(note);
         }
+        terminal.detail(&format!(
+            "model {}, {} classes, {} pixels, {}; {} workers, {} of memory; input {}",
+            spec.model.display(),
+            facts.labels.len(),
+            facts.imgsz,
+            facts.numeric_class,
+            shares.workers,
+            mib(shares.budget),
+            session.source.describe(),
+        ));
         let budget = Budget::new(shares.free, shares.reserve);
         let pool =
             Pool::start(engine, shares.workers, 2 * shares.workers).map_err(JobError::Internal)?;
@@ -180,6 +189,7 @@ impl<'a> Dispatcher<'a> {
         spawn("lister", move || lister.run())?;
         let report = Report {
             output: spec.output.display().to_string(),
+            annotated: spec.annotate.as_ref().map(|dir| dir.display().to_string()),
             workers: shares.workers,
             numeric_class: facts.numeric_class.clone(),
             memory_budget: shares.budget,
@@ -262,7 +272,7 @@ impl<'a> Dispatcher<'a> {
                         result?;
                         planned = true;
                         if let Some(reason) = self.threshold(planned) {
-                            self.terminal.warn(&reason);
+                            self.terminal.insist(&reason);
                             return Ok(self.stop_early(Exit::Threshold));
                         }
                     }
@@ -422,7 +432,7 @@ impl<'a> Dispatcher<'a> {
                 if self.open.get(&batch).is_some_and(|open| open.try_number == try_number) {
                     self.fault(batch, &reason)?;
                     if self.faults_in_a_row >= FAULTS_IN_A_ROW {
-                        self.terminal.warn(&format!("stopping: {}", self.last_fault));
+                        self.terminal.insist(&format!("stopping: {}", self.last_fault));
                         self.given_up += self.again.len() as u64 + self.open.len() as u64;
                         return Ok(Some(self.stop_early(Exit::Failed)));
                     }
@@ -456,7 +466,7 @@ impl<'a> Dispatcher<'a> {
             self.write += start.elapsed();
         }
         if failed && let Some(reason) = self.threshold(planned) {
-            self.terminal.warn(&reason);
+            self.terminal.insist(&reason);
             return Ok(Some(self.stop_early(Exit::Threshold)));
         }
         if complete {
@@ -571,9 +581,10 @@ impl<'a> Dispatcher<'a> {
         self.again.clear();
         self.stop_listing.store(true, Ordering::Relaxed);
         self.terminal.say(&format!(
-            "signal {signal}: finishing {} mini-batches, leaving {dropped} for the next run (a second \
-             signal stops at once)",
-            self.open.len()
+            "signal {signal}: finishing {} of {} open mini-batches and leaving the rest for the next \
+             run (a second signal stops at once)",
+            self.open.len(),
+            self.open.len() + dropped
         ));
     }
 
@@ -639,6 +650,9 @@ impl<'a> Dispatcher<'a> {
         self.orders = None;
         self.budget.close();
         drop(self.events);
+        if let Some(store) = &self.annotations {
+            store.remove_temporaries();
+        }
         if let Some(pool) = self.pool.take() {
             pool.stop(Duration::from_secs(1));
         }

@@ -86,8 +86,7 @@ pub enum Opened {
 /// # Errors
 /// When it cannot be read, is no YOLOv8 detector, or lacks a class that was asked for.
 pub fn load_model(spec: &Spec) -> Result<Loaded, JobError> {
-    let usage = |error: String| JobError::Usage(error);
-    let model = model::read(&spec.model).map_err(|error| usage(error.to_string()))?;
+    let model = model::read(&spec.model).map_err(|error| JobError::usage(&error))?;
     let labels = model.network.labels.clone();
     let own = u32::try_from(model.info.imgsz).unwrap_or(640).clamp(32, 8192);
     let imgsz = spec.imgsz.unwrap_or(own).next_multiple_of(32);
@@ -95,7 +94,7 @@ pub fn load_model(spec: &Spec) -> Result<Loaded, JobError> {
         spec.classes.as_ref().map(|wanted| resolve_classes(wanted, &labels)).transpose()?;
     let sha256 = model.sha256;
     // The engine keeps its own form of the weights; this was the last use of the file's.
-    let engine = engine::load(Arc::new(model.network)).map_err(|error| usage(error.to_string()))?;
+    let engine = engine::load(Arc::new(model.network)).map_err(|error| JobError::usage(&error))?;
     let numeric_class = engine.numeric_class().to_owned();
     Ok(Loaded { engine, facts: ModelFacts { sha256, labels, imgsz, classes, numeric_class } })
 }

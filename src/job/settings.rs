@@ -61,10 +61,10 @@ settings! {
     #[serde(deserialize_with = "words")]
     classes: Vec<String>,
     /// Suppress overlapping boxes of different classes too
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Detections")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Detections")]
     agnostic: bool,
     /// Pad every picture to a square instead of to the smallest multiple of 32
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Detections")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Detections")]
     square: bool,
 
     /// Take only names that match (repeatable); also takes names without a suffix
@@ -76,10 +76,10 @@ settings! {
     #[serde(deserialize_with = "words")]
     exclude: Vec<String>,
     /// Take hidden names too
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Which pictures")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Which pictures")]
     hidden: bool,
     /// Read links that point out of the input folder (links to folders are never descended)
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Which pictures")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Which pictures")]
     follow_symlinks: bool,
     /// Plan at most so many pictures
     #[arg(long, value_name = "N", help_heading = "Which pictures")]
@@ -92,7 +92,7 @@ settings! {
     #[arg(long, value_name = "KIND", help_heading = "Which pictures")]
     identity: String,
     /// A folder without pictures is fine (exit 0 instead of 5)
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Which pictures")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Which pictures")]
     allow_empty: bool,
 
     /// What to do with a file that ends early: reject or accept [default: reject]
@@ -120,7 +120,7 @@ settings! {
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N", help_heading = "Resources")]
     workers: usize,
-    /// Memory for everything [default: 384MiB, or what the largest picture allowed needs]
+    /// Memory for everything [default: what all workers and the largest picture allowed need, at least 384MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Resources")]
     memory_budget: String,
     /// Most MB of pictures in a mini-batch, the unit of commit [default: 100]
@@ -137,7 +137,7 @@ settings! {
     #[arg(long, value_name = "POLICY", help_heading = "Output")]
     if_locked: String,
     /// Run without a lock, where the file system has none
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Output")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Output")]
     no_lock: bool,
 }
 

@@ -95,6 +95,11 @@ impl Terminal {
         }
     }
 
+    /// Says something that must be heard: why the run ends.
+    pub fn insist(&self, text: &str) {
+        self.print(text);
+    }
+
     /// Says something that is wrong.
     pub fn warn(&self, text: &str) {
         self.print(&format!("warning: {text}"));

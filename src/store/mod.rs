@@ -178,7 +178,7 @@ impl Skip {
     pub fn explain(self) -> &'static str {
         match self {
             Skip::Hidden => "hidden (--hidden takes them)",
-            Skip::Foreign => "without a picture's suffix (rename them, or name them in a list)",
+            Skip::Foreign => "without the suffix of a form that haul reads (a list may name them)",
             Skip::NoSuffix => "without a suffix (--include PATTERN takes them)",
             Skip::NotIncluded => "not matched by --include",
             Skip::Excluded => "matched by --exclude",

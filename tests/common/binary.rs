@@ -102,15 +102,15 @@ impl Ran {
     }
 }
 
-/// The pictures of the repository.
-pub(crate) fn pictures() -> Vec<PathBuf> {
-    let mut names: Vec<PathBuf> = std::fs::read_dir(testdata("pictures"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_file())
-        .collect();
-    names.sort();
-    names
+/// Waits until a run has made a file; fails if it ends before, or takes too long.
+#[track_caller]
+pub(crate) fn wait_for(path: &Path, child: &mut std::process::Child) {
+    let start = std::time::Instant::now();
+    while !path.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "haul ended without {}", path.display());
+        assert!(start.elapsed().as_secs() < 120, "no {} in two minutes", path.display());
+        std::thread::sleep(std::time::Duration::from_millis(3));
+    }
 }
 
 /// A folder of `count` small pictures with keys in two levels, all links to two or three files.

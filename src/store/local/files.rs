@@ -43,6 +43,12 @@ impl LocalStore {
         }
     }
 
+    /// Removes the folder of temporaries if nothing is in it: for folders that people look into.
+    pub fn remove_temporaries(&self) {
+        // Still in use by another run, or never made: both are fine.
+        let _ = fs::remove_dir(&self.temporaries);
+    }
+
     /// Makes a folder and its missing parents, each durable in its own parent.
     pub(super) fn make_folder(&self, folder: &Path) -> Result<(), StoreError> {
         let mut made = self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
