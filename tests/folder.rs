@@ -151,6 +151,53 @@ fn limits_become_lines() {
     }
 }
 
+#[test]
+fn what_may_not_be_read_or_written_is_said() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    const NOBODY: u32 = 65_534;
+    let root = tempfile::tempdir().unwrap();
+    let open =
+        |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    open(root.path(), 0o755);
+    let (photos, desk) = (root.path().join("photos"), root.path().join("desk"));
+    fs::create_dir_all(photos.join("sealed")).unwrap();
+    fs::create_dir(&desk).unwrap();
+    if chown(&desk, Some(NOBODY), None).is_err() {
+        println!("skipped: only root can try this as another user");
+        return;
+    }
+    let binary = Path::new(env!("CARGO_BIN_EXE_haul"));
+    let model = common::binary::model();
+    let reachable = |path: &Path| {
+        let seen =
+            |dir: &Path| fs::metadata(dir).is_ok_and(|m| m.permissions().mode() & 0o001 != 0);
+        path.ancestors().skip(1).all(seen)
+    };
+    if !reachable(binary) || !reachable(&model) {
+        println!("skipped: another user cannot reach the binary here");
+        return;
+    }
+    copy("jpeg-444.jpg", &photos.join("a.jpg"));
+    copy("jpeg-444.jpg", &photos.join("b.jpg"));
+    copy("jpeg-444.jpg", &photos.join("sealed/c.jpg"));
+    open(&photos.join("a.jpg"), 0o000);
+    let run = |out: &Path| Haul::run(&photos, out).as_user(NOBODY).in_folder(Path::new("/"));
+
+    let out = desk.join("out");
+    run(&out).exits(3);
+    assert_eq!(code(&out, "a.jpg"), "denied at fetch");
+    assert_eq!(code(&out, "b.jpg"), "ok");
+    // A whole folder that cannot be looked into might hold anything: that is no picture's fault.
+    open(&photos.join("sealed"), 0o000);
+    run(&desk.join("out2")).exits(2).says("sealed").says("who owns it");
+    open(&photos.join("sealed"), 0o755);
+    run(&root.path().join("out3")).exits(2).says("out3");
+    // And if nothing can be read, the store is to blame.
+    open(&photos.join("b.jpg"), 0o000);
+    open(&photos.join("sealed/c.jpg"), 0o000);
+    run(&desk.join("out4")).exits(1).says("is it still mounted?");
+}
+
 fn bmp(width: u32, height: u32) -> Vec<u8> {
     let row = (width * 3).next_multiple_of(4);
     let mut bytes = b"BM".to_vec();

@@ -4,7 +4,7 @@ use crate::pool::{Spent, Ticket};
 use crate::store::Key;
 
 use super::exit::JobError;
-use super::manifest::Tally;
+use super::tally::Tally;
 
 /// A picture's line, made on the thread that had the answer.
 pub(super) struct Answer {

@@ -11,8 +11,8 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::events::{Answer, Event};
 use super::line::{write_detections, write_error};
-use super::manifest::Tally;
 use super::plan::Batch;
+use super::tally::Tally;
 use crate::pool::{Budget, Failure, Outcome, Params, Spent, Work};
 use crate::store::{Identity, Key, LinkFault, Object, ReadError, Source};
 

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::exit::JobError;
 use super::fingerprint::Fingerprint;
-use super::line::Line;
 use super::plan::{Batch, PlanSummary};
 use super::settings::Settings;
+use super::tally::Tally;
 use crate::store::{PutNew, Store, sha256};
 
 /// The version of the files under `_manifest/` and of `_SUCCESS.json`.
@@ -329,6 +329,34 @@ impl Manifest {
         Ok(self.store.read(Path::new(&part_name(batch)))?)
     }
 
+    /// The record of a part that adds up to `tally`; its attempt comes after those that failed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn new_record(
+        &self,
+        job: &Job,
+        batch: u64,
+        part: &[u8],
+        tally: Tally,
+        seconds: f64,
+    ) -> Result<Record, JobError> {
+        Ok(Record {
+            schema: MANIFEST_SCHEMA.to_owned(),
+            job: job.id.clone(),
+            batch,
+            lines: tally.ok + tally.failed,
+            ok: tally.ok,
+            failed: tally.failed,
+            sha256: sha256(part),
+            classes: tally.classes,
+            errors: tally.errors,
+            seconds: (seconds * 1000.0).round() / 1000.0,
+            host: self.host.clone(),
+            attempt: self.attempts(batch)? + 1,
+        })
+    }
+
     /// Commits a mini-batch: the part, then its record.
     ///
     /// # Errors
@@ -368,7 +396,7 @@ impl Manifest {
                 part_name(batch.id)
             ))
         })?;
-        let record = tally.record(self, job, batch.id, &part, 0.0, self.attempts(batch.id)? + 1);
+        let record = self.new_record(job, batch.id, &part, tally, 0.0)?;
         self.put_record(&record)?;
         Ok(Some(record))
     }
@@ -464,96 +492,6 @@ fn json_line<T: Serialize>(value: &T) -> Vec<u8> {
     let mut text = serde_json::to_vec(value).expect("manifest files are JSON. This is a bug.");
     text.push(b'\n');
     text
-}
-
-/// What the lines of a part add up to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Lines with detections.
-    pub ok: u64,
-    /// Lines with an error.
-    pub failed: u64,
-    /// Detections by label.
-    pub classes: BTreeMap<String, u64>,
-    /// Errors by code.
-    pub errors: BTreeMap<String, u64>,
-}
-
-impl Tally {
-    /// Counts a part's lines, and checks that they are those of the mini-batch.
-    ///
-    /// # Errors
-    /// A sentence naming the first line that is not.
-    pub fn of_part(part: &[u8], batch: &Batch) -> Result<Tally, String> {
-        let mut lines = part.split_inclusive(|&b| b == b'\n');
-        let mut tally = Tally::default();
-        for (index, object) in batch.objects.iter().enumerate() {
-            let at = index + 1;
-            let text = lines.next().ok_or_else(|| format!("line {at} is missing"))?;
-            let text = text.strip_suffix(b"\n").ok_or_else(|| format!("line {at} is torn"))?;
-            let line = Line::parse(text).map_err(|error| format!("line {at}: {error}"))?;
-            let key = line.key().map_err(|error| format!("line {at}: {error}"))?;
-            if key != object.key {
-                return Err(format!("line {at} is about `{key}`, the plan says `{}`", object.key));
-            }
-            tally.add(&line);
-        }
-        match lines.next() {
-            Some(_) => Err("it has more lines than the plan".to_owned()),
-            None => Ok(tally),
-        }
-    }
-
-    /// Adds another count to this one.
-    pub fn merge(&mut self, other: Tally) {
-        self.ok += other.ok;
-        self.failed += other.failed;
-        for (label, count) in other.classes {
-            *self.classes.entry(label).or_default() += count;
-        }
-        for (code, count) in other.errors {
-            *self.errors.entry(code).or_default() += count;
-        }
-    }
-
-    fn add(&mut self, line: &Line) {
-        if let Some(error) = &line.error {
-            self.failed += 1;
-            *self.errors.entry(error.code.clone()).or_default() += 1;
-        } else {
-            self.ok += 1;
-        }
-        for detection in line.detections.iter().flatten() {
-            *self.classes.entry(detection.label.clone()).or_default() += 1;
-        }
-    }
-
-    /// The record of a part that adds up to this.
-    #[must_use]
-    pub fn record(
-        self,
-        manifest: &Manifest,
-        job: &Job,
-        batch: u64,
-        part: &[u8],
-        seconds: f64,
-        attempt: u64,
-    ) -> Record {
-        Record {
-            schema: MANIFEST_SCHEMA.to_owned(),
-            job: job.id.clone(),
-            batch,
-            lines: self.ok + self.failed,
-            ok: self.ok,
-            failed: self.failed,
-            sha256: sha256(part),
-            classes: self.classes,
-            errors: self.errors,
-            seconds: (seconds * 1000.0).round() / 1000.0,
-            host: manifest.host.clone(),
-            attempt,
-        }
-    }
 }
 
 /// The digest over all parts in order: of the text that `sha256sum part-*` prints.

@@ -4,6 +4,7 @@
 //! segments), `manifest` (files and their order), `session` (how a job is opened), `runner` (the
 //! dispatcher). This module knows the pool, stores and models; no front end.
 
+mod chain;
 mod estimate;
 mod events;
 mod exit;
@@ -11,6 +12,7 @@ pub mod export;
 mod feeder;
 mod fingerprint;
 mod line;
+mod lister;
 mod manifest;
 mod memory;
 mod plan;
@@ -23,9 +25,11 @@ mod settings;
 mod since;
 mod spec;
 mod survey;
+mod tally;
 mod terminal;
 mod verify;
 
+pub use chain::Chain;
 pub use estimate::{Estimate, dry_run};
 pub use exit::{EXIT_HELP, Exit, JobError};
 pub use fingerprint::{Fingerprint, ModelFacts};
@@ -33,12 +37,10 @@ pub use line::{
     Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, write_detections,
     write_error,
 };
-pub use manifest::{
-    Ancestor, Failure, Job, MANIFEST_SCHEMA, Manifest, Record, Success, Tally, part_name,
-};
+pub use manifest::{Ancestor, Failure, Job, MANIFEST_SCHEMA, Manifest, Record, Success, part_name};
 pub use memory::{mib, peak};
 pub use plan::{Batch, Caps, Cutter, PLAN_SCHEMA, PlanSummary, Segment, segment_name};
-pub use planner::{Chain, Drift, Planner, Terms, drift};
+pub use planner::{Drift, Planner, Terms, drift};
 pub use report::{Report, Stages};
 pub use runner::{Outcome, run};
 pub use select::Names;
@@ -49,5 +51,6 @@ pub use settings::Settings;
 pub use since::Known;
 pub use spec::{IfLocked, Input, MaxFailures, Spec};
 pub use survey::{State, Status, Survey};
+pub use tally::Tally;
 pub use terminal::{Terminal, Verbosity};
 pub use verify::{Verdict, verify};

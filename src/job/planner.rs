@@ -1,86 +1,15 @@
-//! Reading and growing the plan's chain of segments.
+//! Growing the plan's chain of segments.
 //!
 //! Several listers may grow one chain: each reads the next segment before it lists for it, and a
 //! loser of the race for a name adopts the winner's segment and lists on after its last key.
 
 use std::path::Path;
 
+use super::chain::Chain;
 use super::exit::JobError;
-use super::plan::{Caps, Cutter, PlanSummary, Segment, segment_digest, segment_name};
+use super::plan::{Caps, Cutter, PlanSummary, Segment, segment_name};
 use super::since::Known;
 use crate::store::{Key, Listed, Listing, Object, PutNew, Select, Source, Store};
-
-/// Reads the segments of a chain in order, checking each against the one before.
-pub struct Chain<'a> {
-    store: &'a dyn Store,
-    summary: PlanSummary,
-    after: Option<Key>,
-    ended: bool,
-}
-
-impl<'a> Chain<'a> {
-    /// Starts before the first segment.
-    #[must_use]
-    pub fn new(store: &'a dyn Store) -> Chain<'a> {
-        Chain { store, summary: PlanSummary::default(), after: None, ended: false }
-    }
-
-    /// What has been read so far.
-    #[must_use]
-    pub fn summary(&self) -> &PlanSummary {
-        &self.summary
-    }
-
-    /// Whether the last segment has been read.
-    #[must_use]
-    pub fn ended(&self) -> bool {
-        self.ended
-    }
-
-    /// The next segment, or `None` where it is not published yet or the chain has ended.
-    ///
-    /// # Errors
-    /// When a segment is not what haul published.
-    pub fn next_segment(&mut self) -> Result<Option<Segment>, JobError> {
-        if self.ended {
-            return Ok(None);
-        }
-        let name = segment_name(self.summary.segments);
-        let Some(text) = self.store.read(Path::new(&name))? else { return Ok(None) };
-        let segment = self.check(&text).map_err(|what| {
-            JobError::Damaged(format!(
-                "`{}/{name}` is not what haul published: {what} (was it edited, or is the disk failing?)",
-                self.store.describe()
-            ))
-        })?;
-        self.accept(&segment, &text);
-        Ok(Some(segment))
-    }
-
-    fn check(&self, text: &[u8]) -> Result<Segment, String> {
-        let segment = Segment::decode(text)?;
-        let previous = (self.summary.segments > 0).then_some(self.summary.sha256.as_str());
-        if segment.number != self.summary.segments || segment.previous.as_deref() != previous {
-            return Err("it does not follow the segment before it".to_owned());
-        }
-        let ids = segment.batches.iter().map(|batch| batch.id);
-        if !ids.eq((self.summary.batches..).take(segment.batches.len())) {
-            return Err("its mini-batches are not numbered on".to_owned());
-        }
-        if let (Some(before), Some(first)) = (&self.after, segment.first_key())
-            && first <= before
-        {
-            return Err("its keys do not come after those of the segment before it".to_owned());
-        }
-        Ok(segment)
-    }
-
-    fn accept(&mut self, segment: &Segment, text: &[u8]) {
-        self.summary.add(segment, &segment_digest(text));
-        self.after = segment.last_key().cloned().or(self.after.take());
-        self.ended = segment.last;
-    }
-}
 
 /// What a lister needs to know of a job.
 #[derive(Clone, Copy)]
@@ -160,7 +89,7 @@ impl<'a> Planner<'a> {
         let segment = self.cut()?;
         let text = segment.encode();
         let name = segment_name(segment.number);
-        match self.chain.store.put_new(Path::new(&name), &text)? {
+        match self.chain.store().put_new(Path::new(&name), &text)? {
             PutNew::Created => {
                 self.chain.accept(&segment, &text);
                 Ok(Some(segment))
@@ -175,7 +104,7 @@ impl<'a> Planner<'a> {
         let (listing, cutter) = match &mut self.listing {
             Some(open) => (&mut open.0, &mut open.1),
             none => {
-                let listing = self.terms.list(self.chain.after.as_ref(), summary.pictures)?;
+                let listing = self.terms.list(self.chain.after(), summary.pictures)?;
                 let cutter = Cutter::new(self.terms.caps, summary.segments, summary.batches);
                 let open = none.insert((listing, cutter));
                 (&mut open.0, &mut open.1)

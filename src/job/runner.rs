@@ -11,17 +11,19 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
+use super::chain::Chain;
 use super::events::{Answer, Event};
 use super::exit::{Exit, JobError};
 use super::feeder::{Feeder, Order};
 use super::fingerprint::ModelFacts;
-use super::manifest::{Done, Manifest, Success, Tally, parts_digest};
+use super::lister::Lister;
+use super::manifest::{Done, Manifest, Success, parts_digest};
 use super::memory::{mib, peak};
 use super::plan::Batch;
-use super::planner::{Chain, Planner};
 use super::report::{Report, Stages};
 use super::session::{Session, open_pictures};
 use super::spec::{MaxFailures, Spec};
+use super::tally::Tally;
 use super::terminal::Terminal;
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
 use crate::store::{LocalStore, Store, annotated_name};
@@ -482,12 +484,7 @@ impl<'a> Dispatcher<'a> {
         open.lines.into_iter().flatten().for_each(|line| part.extend(line));
         let seconds = open.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64());
         let session = self.session.clone();
-        let attempt = match open.try_number {
-            1 if !self.taken_first.contains(&id) => 1,
-            _ => session.manifest.attempts(id)? + 1,
-        };
-        let record =
-            open.tally.record(&session.manifest, &session.job, id, &part, seconds, attempt);
+        let record = session.manifest.new_record(&session.job, id, &part, open.tally, seconds)?;
         session.manifest.commit(&part, &record)?;
         self.write += start.elapsed();
         self.faults_in_a_row = 0;
@@ -679,39 +676,4 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), JobError
         .spawn(run)
         .map(drop)
         .map_err(|error| JobError::Internal(format!("cannot start the {name} thread: {error}")))
-}
-
-/// Publishes the plan to its end, ahead of the work; the dispatcher reads it back.
-struct Lister {
-    session: Arc<Session>,
-    events: Sender<Event>,
-    stop: Arc<AtomicBool>,
-    listed: Arc<AtomicU64>,
-    nanos: Arc<AtomicU64>,
-}
-
-impl Lister {
-    fn run(&self) {
-        let result = self.list();
-        // Nobody listens any more once the dispatcher has stopped.
-        let _ = self.events.send(Event::Planned(result));
-    }
-
-    fn list(&self) -> Result<(), JobError> {
-        let store = self.session.manifest.store().clone();
-        let mut planner = Planner::new(&*store, self.session.terms());
-        loop {
-            let start = Instant::now();
-            let segment = planner.next_segment()?;
-            let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            self.nanos.fetch_add(nanos, Ordering::Relaxed);
-            self.listed.store(planner.summary().pictures, Ordering::Relaxed);
-            if segment.is_none() {
-                return self.session.manifest.put_plan(planner.summary());
-            }
-            if self.stop.load(Ordering::Relaxed) || self.events.send(Event::Segment).is_err() {
-                return Ok(());
-            }
-        }
-    }
 }

@@ -6,10 +6,10 @@ use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::chain::Chain;
 use super::exit::JobError;
 use super::manifest::{Ancestor, Job, Manifest};
 use super::plan::Segment;
-use super::planner::Chain;
 use crate::store::{Key, Listed, Listing, LocalStore, Object, Skip, Store, StoreError};
 
 /// The plans of earlier outputs, oldest first.

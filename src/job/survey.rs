@@ -5,11 +5,12 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::chain::Chain;
 use super::exit::{Exit, JobError};
-use super::manifest::{Job, Manifest, Record, Tally};
+use super::manifest::{Job, Manifest, Record};
 use super::plan::{Batch, PlanSummary};
-use super::planner::Chain;
 use super::session::open_output;
+use super::tally::Tally;
 
 /// Where a mini-batch stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use super::exit::{Exit, JobError};
 use super::line::LineSchema;
-use super::manifest::{MANIFEST_SCHEMA, Success, Tally, part_name, parts_digest};
+use super::manifest::{MANIFEST_SCHEMA, Success, part_name, parts_digest};
 use super::survey::Survey;
+use super::tally::Tally;
 use crate::store::sha256;
 
 /// What was checked, and what is wrong.

@@ -69,6 +69,12 @@ impl Haul {
         self
     }
 
+    /// As another user, whom permissions bind; only root may do that.
+    pub(crate) fn as_user(mut self, uid: u32) -> Haul {
+        std::os::unix::process::CommandExt::uid(&mut self.command, uid);
+        self
+    }
+
     pub(crate) fn spawn(mut self) -> std::process::Child {
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
