@@ -181,7 +181,7 @@ fn what_may_not_be_read_or_written_is_said() {
     copy("jpeg-444.jpg", &photos.join("b.jpg"));
     copy("jpeg-444.jpg", &photos.join("sealed/c.jpg"));
     open(&photos.join("a.jpg"), 0o000);
-    let run = |out: &Path| Haul::run(&photos, out).as_user(NOBODY).in_folder(Path::new("/"));
+    let run = |out: &Path| Haul::run(&photos, out).user(NOBODY).in_folder(Path::new("/"));
 
     let out = desk.join("out");
     run(&out).exits(3);

@@ -192,3 +192,123 @@ pub fn drift(store: &dyn Store, terms: Terms<'_>) -> Result<Drift, JobError> {
         planned.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Identity, LocalStore, ReadError, Skip, StoreError};
+
+    /// Objects by name, in the order given.
+    #[derive(Debug)]
+    struct Names(Vec<String>);
+
+    impl Select for Names {
+        fn file(&self, _: &Key) -> Result<(), Skip> {
+            Ok(())
+        }
+        fn folder(&self, _: &Key) -> Result<(), Skip> {
+            Ok(())
+        }
+    }
+
+    impl Source for Names {
+        fn list<'a>(
+            &'a self,
+            _: &'a dyn Select,
+            after: Option<&Key>,
+        ) -> Result<Listing<'a>, StoreError> {
+            let after = after.cloned();
+            let keys = self.0.iter().map(|name| Key::from(name.as_str()));
+            let keys = keys.filter(move |key| after.as_ref().is_none_or(|after| key > after));
+            let object = |key| Object { key, size: 1, identity: Identity::Size };
+            Ok(Box::new(keys.map(move |key| Ok(Listed::Object(object(key))))))
+        }
+        fn read(&self, _: &Object) -> Result<Vec<u8>, ReadError> {
+            Err(ReadError::Gone)
+        }
+        fn vouches(&self, _: Option<&Key>) -> bool {
+            true
+        }
+        fn root(&self) -> String {
+            "names".into()
+        }
+        fn describe(&self) -> String {
+            "names".into()
+        }
+    }
+
+    fn names(numbers: impl Iterator<Item = u32>) -> Names {
+        Names(numbers.map(|number| format!("{number:05}")).collect())
+    }
+
+    fn terms(names: &Names, limit: Option<u64>) -> Terms<'_> {
+        let caps = Caps { payload: 10, pictures: 1 };
+        Terms { source: names, select: names, caps, limit, known: None }
+    }
+
+    #[test]
+    fn several_listers_agree_on_one_chain() {
+        let alone = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(alone.path(), "tmp");
+        let whole = names(0..200);
+        let mut planner = Planner::new(&store, terms(&whole, None));
+        while planner.next_segment().unwrap().is_some() {}
+        let expected = planner.summary().clone();
+        assert_eq!((expected.segments, expected.batches, expected.pictures), (4, 200, 200));
+
+        // Three listers race; the third sees an input that has lost its tail meanwhile.
+        let shared = tempfile::tempdir().unwrap();
+        let stores: Vec<LocalStore> =
+            (0..3).map(|_| LocalStore::new(shared.path(), "tmp")).collect();
+        let shorter = names(0..150);
+        let inputs = [&whole, &whole, &shorter];
+        let mut racers: Vec<Planner<'_>> = stores
+            .iter()
+            .zip(inputs)
+            .map(|(store, input)| Planner::new(store, terms(input, None)))
+            .collect();
+        for order in [[0, 1, 2], [1, 0, 2], [0, 2, 1], [0, 1, 2], [0, 1, 2]] {
+            for racer in order {
+                racers[racer].next_segment().unwrap();
+            }
+        }
+        for racer in &racers {
+            assert!(racer.ended());
+            assert_eq!(racer.summary(), &expected);
+        }
+    }
+
+    #[test]
+    fn a_limit_counts_what_earlier_runs_have_planned() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(dir.path(), "tmp");
+        let whole = names(0..200);
+        Planner::new(&store, terms(&whole, Some(100))).next_segment().unwrap();
+        let mut planner = Planner::new(&store, terms(&whole, Some(100)));
+        while planner.next_segment().unwrap().is_some() {}
+        assert_eq!((planner.summary().pictures, planner.summary().segments), (100, 2));
+    }
+
+    #[test]
+    fn a_store_that_lists_out_of_order_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(dir.path(), "tmp");
+        let wrong = names([1, 3, 2].into_iter());
+        let error = Planner::new(&store, terms(&wrong, None)).next_segment().unwrap_err();
+        assert!(error.to_string().contains("`names` does not list in byte order"), "{error}");
+    }
+
+    #[test]
+    fn drift_counts_new_changed_and_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(dir.path(), "tmp");
+        let before = names((0..200).filter(|n| n % 10 != 5));
+        let mut planner = Planner::new(&store, terms(&before, None));
+        while planner.next_segment().unwrap().is_some() {}
+        assert_eq!(drift(&store, terms(&before, None)).unwrap(), Drift::default());
+        let after = names((3..210).filter(|n| n % 10 != 7));
+        let found = drift(&store, terms(&after, None)).unwrap();
+        // New: 5, 15, … 195 and 200 to 209 without 207; gone: 0 to 2 and 7, 17, … 197.
+        assert_eq!(found, Drift { new: 20 + 9, changed: 0, gone: 3 + 20 });
+    }
+}

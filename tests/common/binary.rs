@@ -70,7 +70,7 @@ impl Haul {
     }
 
     /// As another user, whom permissions bind; only root may do that.
-    pub(crate) fn as_user(mut self, uid: u32) -> Haul {
+    pub(crate) fn user(mut self, uid: u32) -> Haul {
         std::os::unix::process::CommandExt::uid(&mut self.command, uid);
         self
     }

@@ -50,32 +50,22 @@ impl LocalStore {
     }
 
     /// Makes a folder and its missing parents, each durable in its own parent.
-    pub(super) fn make_folder(&self, folder: &Path) -> Result<(), StoreError> {
+    fn make_folder(&self, folder: &Path) -> Result<(), StoreError> {
         let mut made = self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if made.contains(folder) {
             return Ok(());
         }
-        let mut missing = Vec::new();
-        let mut current = folder;
-        while !current.as_os_str().is_empty() && !current.is_dir() {
-            missing.push(current);
-            match current.parent() {
-                Some(parent) => current = parent,
-                None => break,
+        fs::create_dir_all(folder)
+            .map_err(|error| StoreError::new("make the folder", folder, error))?;
+        // Also those that were there: whoever made them may have died before this.
+        for folder in folder.ancestors() {
+            if !folder.starts_with(&self.root) || !made.insert(folder.to_owned()) {
+                break;
+            }
+            if let Some(parent) = folder.parent() {
+                sync_folder(parent)?;
             }
         }
-        for folder in missing.into_iter().rev() {
-            match fs::create_dir(folder) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
-                Err(error) => return Err(StoreError::new("make the folder", folder, error)),
-                Ok(()) => {
-                    if let Some(parent) = folder.parent() {
-                        sync_folder(parent)?;
-                    }
-                }
-            }
-        }
-        made.insert(folder.to_owned());
         Ok(())
     }
 
