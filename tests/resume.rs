@@ -13,7 +13,7 @@ use common::binary::{
 const SMALL_BATCHES: [&str; 2] = ["--max-images", "3"];
 
 #[test]
-fn bytes_do_not_depend_on_workers_or_mini_batches() {
+fn bytes_do_not_depend_on_workers_mini_batches_or_budget() {
     let photos = testdata("pictures");
     let root = tempfile::tempdir().unwrap();
     let mut whole: Option<Vec<u8>> = None;
@@ -23,6 +23,7 @@ fn bytes_do_not_depend_on_workers_or_mini_batches() {
         ["--workers", "4", "--max-images", "5", "--max-payload-mb", "100"],
         ["--workers", "3", "--max-images", "1", "--max-payload-mb", "100"],
         ["--workers", "2", "--max-images", "100", "--max-payload-mb", "0.05"],
+        ["--workers", "4", "--max-picture-memory", "32MiB", "--memory-budget", "96MiB"],
     ]
     .into_iter()
     .enumerate()

@@ -150,7 +150,7 @@ impl Pool {
         for index in 0..workers {
             let mut worker = State {
                 engine: engine.clone(),
-                network: engine.worker().map_err(|error| error.to_string())?,
+                network: engine.worker().map_err(|error| with_cause(&error))?,
                 letterboxer: Letterboxer::new(),
                 candidates: Vec::new(),
                 idle: idle.clone(),
@@ -280,7 +280,7 @@ impl State {
         let input = Input { width: geometry.width as usize, height: geometry.height as usize, rgb };
         self.network
             .run(input, params.nms.conf, &mut self.candidates)
-            .map_err(|error| Failure::Worker(error.to_string()))?;
+            .map_err(|error| Failure::Worker(with_cause(&error)))?;
         spent.infer = start.elapsed();
 
         let start = Instant::now();
@@ -305,6 +305,10 @@ impl State {
         let Picture { width, height, truncated, .. } = picture;
         Ok(Analysis { width, height, truncated, found, annotated })
     }
+}
+
+fn with_cause(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 fn draw(picture: &Picture, found: &[Found], labels: &[String]) -> Result<Vec<u8>, PictureError> {
