@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -146,9 +147,9 @@ impl Report {
             self.state, self.planned, self.ok, self.failed, self.committed, self.batches
         ));
         let annotated = self.annotated.as_ref();
-        let annotated =
-            annotated.map_or(String::new(), |dir| format!(", annotated pictures in {dir}"));
-        line(format_args!("results in {}{annotated}", self.output));
+        let annotated = annotated
+            .map_or(String::new(), |dir| format!(", annotated pictures in {}", from_here(dir)));
+        line(format_args!("results in {}{annotated}", from_here(&self.output)));
         if self.state == "interrupted" {
             line(format_args!("the same command goes on with the other mini-batches"));
         }
@@ -156,7 +157,8 @@ impl Report {
             line(format_args!(
                 "{} mini-batches could not be finished; {}/_manifest/failed says why, and the same \
                  command tries them again",
-                self.given_up, self.output
+                self.given_up,
+                from_here(&self.output)
             ));
         }
         if self.adopted > 0 {
@@ -211,6 +213,13 @@ impl Report {
         }
         text
     }
+}
+
+/// A path as one would type it in the working directory.
+fn from_here(path: &str) -> &str {
+    let here = std::env::current_dir().ok();
+    let below = here.as_deref().and_then(|here| Path::new(path).strip_prefix(here).ok());
+    below.and_then(Path::to_str).filter(|short| !short.is_empty()).unwrap_or(path)
 }
 
 #[cfg(test)]

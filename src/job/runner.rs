@@ -242,61 +242,15 @@ impl<'a> Dispatcher<'a> {
         let store = session.manifest.store().clone();
         self.read_state()?;
         let mut chain = Chain::new(&*store);
-        let mut segment: VecDeque<Batch> = VecDeque::new();
-        let mut planned = false;
-        let mut nothing_more = false;
-        self.terminal.begin(self.committed_before);
-        loop {
-            nothing_more = nothing_more && self.again.is_empty();
-            while self.wants_more() && !nothing_more {
-                match self.next_batch(&mut chain, &mut segment)? {
-                    Some((batch, try_number)) => self.begin(batch, try_number)?,
-                    // The lister has not got further yet, or the plan has ended.
-                    None if chain.ended() && self.open.is_empty() => nothing_more = true,
-                    None => break,
-                }
-            }
-            if self.open.is_empty() {
-                if self.stopping.is_some() {
-                    break;
-                }
-                if chain.ended() && planned && nothing_more {
-                    break;
-                }
-            }
-            if self.stopping.is_some_and(|deadline| Instant::now() >= deadline) {
-                break;
-            }
-            crossbeam_channel::select! {
-                recv(self.events) -> event => match event {
-                    Err(_) => return Err(JobError::Internal("all threads ended early".into())),
-                    Ok(Event::Planned(result)) => {
-                        result?;
-                        planned = true;
-                        if let Some(reason) = self.threshold(planned) {
-                            self.terminal.insist(&reason);
-                            return Ok(self.stop_early(Exit::Threshold));
-                        }
-                    }
-                    Ok(event) => {
-                        if let Some(exit) = self.hear(event, planned)? {
-                            return Ok(exit);
-                        }
-                    }
-                },
-                recv(signals) -> signal => if let Ok(signal) = signal { self.interrupt(signal) },
-                default(TICK) => {}
-            }
-            self.watch_the_clock()?;
-            let (done, failed) = self.progress();
-            let listed = self.listed.load(Ordering::Relaxed).max(chain.summary().pictures);
-            self.terminal.progress(done, failed, listed, planned);
-        }
-        self.report.plan_complete = chain.ended();
+        let stopped = self.drive(&mut chain, signals)?;
         let summary = chain.summary().clone();
+        self.report.plan_complete = chain.ended();
         self.report.planned = summary.pictures;
         self.report.batches = summary.batches;
         self.report.skipped = summary.skipped.clone();
+        if let Some(exit) = stopped {
+            return Ok(exit);
+        }
         if !chain.ended() || (self.done.len() as u64) < summary.batches {
             return Ok(if self.stopping.is_some() { Exit::Interrupted } else { Exit::Failed });
         }
@@ -311,6 +265,68 @@ impl<'a> Dispatcher<'a> {
         }
         self.manifest().put_success(&success(&session.job.id, &summary, &self.done))?;
         Ok(if self.totals.failed > 0 { Exit::SomeFailed } else { Exit::Done })
+    }
+
+    /// The loop: opens mini-batches and listens, until nothing is left or somebody says stop. An
+    /// exit code means that a threshold was passed or that the store or the engine is ill.
+    fn drive(
+        &mut self,
+        chain: &mut Chain<'_>,
+        signals: &Receiver<i32>,
+    ) -> Result<Option<Exit>, JobError> {
+        let mut signals = signals.clone();
+        let mut segment: VecDeque<Batch> = VecDeque::new();
+        let mut planned = false;
+        let mut nothing_more = false;
+        self.terminal.begin(self.committed_before);
+        loop {
+            nothing_more = nothing_more && self.again.is_empty();
+            while self.wants_more() && !nothing_more {
+                match self.next_batch(chain, &mut segment)? {
+                    Some((batch, try_number)) => self.begin(batch, try_number)?,
+                    // The lister has not got further yet, or the plan has ended.
+                    None if chain.ended() && self.open.is_empty() => nothing_more = true,
+                    None => break,
+                }
+            }
+            if self.open.is_empty() {
+                let through = chain.ended() && planned && nothing_more;
+                if through || self.stopping.is_some() {
+                    return Ok(None);
+                }
+            }
+            if self.stopping.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(None);
+            }
+            crossbeam_channel::select! {
+                recv(self.events) -> event => match event {
+                    Err(_) => return Err(JobError::Internal("all threads ended early".into())),
+                    Ok(Event::Planned(result)) => {
+                        result?;
+                        planned = true;
+                        if let Some(reason) = self.threshold(planned) {
+                            self.terminal.insist(&reason);
+                            return Ok(Some(self.stop_early(Exit::Threshold)));
+                        }
+                    }
+                    Ok(event) => {
+                        if let Some(exit) = self.hear(event, planned)? {
+                            return Ok(Some(exit));
+                        }
+                    }
+                },
+                recv(signals) -> signal => match signal {
+                    Ok(signal) => self.interrupt(signal),
+                    // Nobody will ever ask to stop.
+                    Err(_) => signals = crossbeam_channel::never(),
+                },
+                default(TICK) => {}
+            }
+            self.watch_the_clock()?;
+            let (done, failed) = self.progress();
+            let listed = self.listed.load(Ordering::Relaxed).max(chain.summary().pictures);
+            self.terminal.progress(done, failed, listed, planned);
+        }
     }
 
     /// What earlier runs have left: records, parts without one, and failures to be tried first.
