@@ -48,6 +48,27 @@ fn a_sound_checkpoint_is_read() {
 }
 
 #[test]
+fn the_averaged_model_is_taken_where_there_is_no_other() {
+    let mut builder = Builder::new(&tiny_scale());
+    let P::Dict(entries) = builder.checkpoint(2) else { panic!("a checkpoint is a dictionary") };
+    let (_, tree) =
+        entries.into_iter().find(|(key, _)| matches!(key, P::Str(k) if k == "model")).unwrap();
+    let expected = read(&tiny(false)).unwrap().network;
+    for (model, ema, taken) in
+        [(P::None, tree.clone(), true), (tree, P::None, true), (P::None, P::None, false)]
+    {
+        let pickle = dict(vec![("model", model), ("ema", ema)]).pickle();
+        let bytes = archive(&pickle, &builder.storages, false);
+        if taken {
+            assert!(read(&bytes).unwrap().network == expected);
+        } else {
+            let text = refusal(&bytes);
+            assert!(text.contains("without a `model`"), "{text}");
+        }
+    }
+}
+
+#[test]
 fn activation_and_epsilon_come_from_the_tree() {
     let mut builder = Builder::new(&tiny_scale());
     builder.eps = 0.03125;
