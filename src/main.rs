@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use haul::cli::Cli;
+use haul::job::tell;
 
 fn main() -> ExitCode {
     // Workers are our own threads. Candle's and rayon's would only fight them: each worker runs its
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
     match Cli::parse().execute() {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("haul: {error}");
+            tell(&format!("haul: {error}"));
             error.exit().into()
         }
     }

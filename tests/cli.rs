@@ -41,6 +41,17 @@ fn results_go_to_stdout_only_when_asked() {
 }
 
 #[test]
+fn nobody_has_to_listen() {
+    let photos = folder(3);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    let mut child = Haul::run(photos.path(), &out).arg("-v").spawn();
+    drop((child.stderr.take(), child.stdout.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(success(&out)["ok"], 3);
+}
+
+#[test]
 fn a_job_file_and_flags_over_it() {
     let photos = folder(4);
     let root = tempfile::tempdir().unwrap();
@@ -205,6 +216,16 @@ fn exports_and_tables() {
     assert_eq!(coco["annotations"].as_array().unwrap().len(), found);
     assert_eq!(coco["categories"].as_array().unwrap().len(), 8);
 
+    for form in ["coco", "csv"] {
+        let mut child = Haul::new("export").arg(&out).args(["--to", form]).spawn();
+        drop(child.stdout.take());
+        let ran = common::binary::Ran::of(child.wait_with_output().unwrap());
+        assert_eq!(
+            (ran.code, ran.stderr.as_str()),
+            (0, ""),
+            "a reader that has gone is no failure"
+        );
+    }
     let csv = Haul::new("export").arg(&out).args(["--to", "csv"]).exits(0).stdout;
     let mut table = csv::Reader::from_reader(csv.as_bytes());
     let rows: Vec<csv::StringRecord> = table.records().map(Result::unwrap).collect();

@@ -1,11 +1,12 @@
 //! `haul export`.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::job::export::{Form, export};
-use crate::job::{Exit, JobError};
+use crate::job::export::{Exported, Form, export};
+use crate::job::{Exit, JobError, tell};
 
 /// Write results in another program's form
 #[derive(Debug, Args)]
@@ -49,13 +50,20 @@ impl Export {
         if form == Form::Yolo && self.dest.as_os_str() == "-" {
             return Err(JobError::Usage("--to yolo needs a folder: --dest DIR".into()));
         }
-        let exported = export(&self.output, form, &self.dest, self.partial)?;
+        let exported = match export(&self.output, form, &self.dest, self.partial) {
+            // `haul export … | head`: the reader has what it wanted.
+            Err(JobError::Store(error)) if error.source.kind() == ErrorKind::BrokenPipe => {
+                return Ok(Exit::Done);
+            }
+            other => other?,
+        };
         let left_out = match (form, exported.failed) {
             (_, 0) => String::new(),
             (Form::Csv, failed) => format!(", {failed} failed pictures with their error"),
             (_, failed) => format!("; {failed} failed pictures are left out"),
         };
-        eprintln!("{} pictures, {} detections{left_out}", exported.pictures, exported.detections);
+        let Exported { pictures, detections, .. } = exported;
+        tell(&format!("{pictures} pictures, {detections} detections{left_out}"));
         Ok(Exit::Done)
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::{print, print_json};
-use crate::job::{Exit, JobError};
+use crate::job::{Exit, JobError, tell};
 use crate::model::{Model, read, write_safetensors};
 use crate::store::{LocalStore, PutNew, Store};
 
@@ -106,7 +106,7 @@ impl Convert {
         if store.put_new(Path::new(name), &bytes)? == PutNew::Exists {
             return Err(JobError::Usage(format!("`{}` exists already", dest.display())));
         }
-        eprintln!("{}: {} bytes", dest.display(), bytes.len());
+        tell(&format!("{}: {} bytes", dest.display(), bytes.len()));
         Ok(Exit::Done)
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{print, print_json, signals};
 use crate::job::{
     Exit, JobError, Manifest, Mode, Opened, Report, Session, Settings, Spec, Terminal, Verbosity,
-    drift, open, open_output,
+    drift, open, open_output, tell,
 };
 
 /// Run a job: a new one, or what is left of it
@@ -167,7 +167,7 @@ fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
         Opened::Job(session) => *session,
         Opened::Skipped(text) => {
             // One line also for --quiet: that nothing ran is what cron's reader wants to know.
-            eprintln!("{text}");
+            tell(&text);
             return Ok(Exit::Done);
         }
         Opened::Nothing(text) => {

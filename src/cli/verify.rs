@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{print, print_json};
-use crate::job::{Exit, JobError, verify};
+use crate::job::{Exit, JobError, tell, verify};
 
 /// Prove that the results are complete and unaltered
 ///
@@ -28,7 +28,7 @@ impl Verify {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
         let verdict = verify(&self.output)?;
         for mismatch in &verdict.mismatches {
-            eprintln!("mismatch: {mismatch}");
+            tell(&format!("mismatch: {mismatch}"));
         }
         if self.json {
             print_json(&verdict)?;

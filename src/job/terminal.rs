@@ -19,6 +19,12 @@ pub enum Verbosity {
     Verbose,
 }
 
+/// Prints a line on stderr. If nobody reads it any more (`2>&1 | head`), the job goes on all the same.
+pub fn tell(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// Plain progress lines come this far apart.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
@@ -75,9 +81,9 @@ impl Terminal {
             } else {
                 String::new()
             };
-            eprintln!(
+            tell(&format!(
                 "{done} of {planned} pictures, {failed} failed, {rate:.1} images/s{eta}{listing}"
-            );
+            ));
         }
     }
 
@@ -114,8 +120,8 @@ impl Terminal {
 
     fn print(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| tell(text)),
+            None => tell(text),
         }
     }
 }

@@ -24,7 +24,7 @@ const HEAD: [&str; 12] = [
 pub(super) fn export(survey: &Survey, out: &mut impl Write) -> Result<Exported, JobError> {
     let mut exported = Exported::default();
     let mut table = csv::Writer::from_writer(out);
-    let wrong = |error: csv::Error| io_error(std::io::Error::other(error));
+    let wrong = |error: csv::Error| io_error(error.into());
     table.write_record(HEAD).map_err(wrong)?;
     lines(survey, |line| {
         let text = |number: Option<u32>| number.map_or_else(String::new, |n| n.to_string());
