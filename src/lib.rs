@@ -7,8 +7,8 @@
 //! | module | what it holds | whom it may know |
 //! | --- | --- | --- |
 //! | [`cli`] | one file per command; clap structs are syntax only | everything below |
-//! | [`job`] | specification, plan, manifest, runner, report | `pool`, `store`, `model` |
-//! | [`pool`] | worker threads behind one byte-budgeted queue | `picture`, `engine` |
+//! | [`job`] | specification, plan, manifest, runner, report | `pool`, `store`, `model`; plain values of those below |
+//! | [`pool`] | worker threads behind one byte-budgeted queue | `picture`, `engine`, `yolo` |
 //! | [`picture`] | bytes to upright RGB, letterbox, drawing | nobody |
 //! | [`engine`] | executors of the network | `yolo` |
 //! | [`model`] | checkpoint readers: `.pt`, `.safetensors` | `yolo` |

@@ -93,6 +93,7 @@ fn mistakes_are_exit_2_and_named() {
     run().args(["--memory-budget", "1MiB"]).exits(2).says("one worker needs");
     run().args(["--new", "--no-lock"]).exits(2).says("--new needs the lock");
     Haul::run(root.path().join("nowhere"), &out).exits(2).says("nowhere");
+    Haul::run("s3://bucket/prefix/", &out).exits(2).says("no S3 yet");
     Haul::run(photos.path(), photos.path()).exits(2).says("the same folder");
     Haul::run(testdata("pictures/sea.jpg"), &out)
         .args(["--model", "/nowhere.pt"])

@@ -192,6 +192,12 @@ impl Settings {
         };
         let paths = [&mut self.model, &mut self.input, &mut self.output, &mut self.annotate];
         for path in paths.into_iter().flatten() {
+            if let Some(url) = path.to_str().filter(|text| text.contains("://")) {
+                return Err(JobError::Usage(format!(
+                    "`{url}`: this haul reads and writes files and folders only (no S3 yet, and \
+                     URLs are never fetched)"
+                )));
+            }
             *path = settle(path);
         }
         for since in self.since.iter_mut().flatten() {
