@@ -221,11 +221,8 @@ fn exports_and_tables() {
         let mut child = Haul::new("export").arg(&out).args(["--to", form]).spawn();
         drop(child.stdout.take());
         let ran = common::binary::Ran::of(child.wait_with_output().unwrap());
-        assert_eq!(
-            (ran.code, ran.stderr.as_str()),
-            (0, ""),
-            "a reader that has gone is no failure"
-        );
+        // It may have been quick enough to write all before the reader went.
+        assert_eq!(ran.code, 0, "a reader that has gone is no failure: {}", ran.stderr);
     }
     let csv = Haul::new("export").arg(&out).args(["--to", "csv"]).exits(0).stdout;
     let mut table = csv::Reader::from_reader(csv.as_bytes());
