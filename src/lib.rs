@@ -11,7 +11,7 @@
 //! | [`pool`] | worker threads behind one byte-budgeted queue | `picture`, `engine`, `yolo` |
 //! | [`picture`] | bytes to upright RGB, letterbox, drawing | nobody |
 //! | [`engine`] | executors of the network | `yolo` |
-//! | [`model`] | checkpoint readers: `.pt`, `.safetensors` | `yolo` |
+//! | [`model`] | checkpoint readers: `.pt`, `.safetensors` | `yolo`, `store` |
 //! | [`yolo`] | the YOLOv8 graph as data, box decoding, NMS | nobody |
 //! | [`store`] | where bytes live, and the two ways to write them | nobody |
 

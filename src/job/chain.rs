@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::exit::JobError;
-use super::plan::{PlanSummary, Segment, segment_digest, segment_name};
-use crate::store::{Key, Store};
+use super::plan::{PlanSummary, Segment, segment_name};
+use crate::store::{Key, Store, sha256};
 
 /// Reads the segments of a chain in order, checking each against the one before.
 pub struct Chain<'a> {
@@ -83,7 +83,7 @@ impl<'a> Chain<'a> {
 
     /// Takes a segment that has just been published as read.
     pub(super) fn accept(&mut self, segment: &Segment, text: &[u8]) {
-        self.summary.add(segment, &segment_digest(text));
+        self.summary.add(segment, &sha256(text));
         self.after = segment.last_key().cloned().or(self.after.take());
         self.ended = segment.last;
     }

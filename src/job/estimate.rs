@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::exit::JobError;
-use super::plan::{Cutter, PlanSummary, Segment, segment_digest};
+use super::plan::{Cutter, PlanSummary, Segment};
 use super::planner::Terms;
 use super::runner::pool_params;
 use super::select::Names;
@@ -16,7 +16,7 @@ use super::session::{Stdin, load_model, open_source};
 use super::since::{Known, resolve};
 use super::spec::Spec;
 use crate::pool::{Budget, Pool, Work};
-use crate::store::{Listed, Object, Source};
+use crate::store::{Listed, Object, Source, sha256};
 
 /// Pictures kept for the probe, spread over the whole listing.
 const SAMPLE: usize = 32;
@@ -60,7 +60,7 @@ pub fn dry_run(spec: &Spec) -> Result<Estimate, JobError> {
     let mut cutter = Cutter::new(spec.caps, 0, 0);
     let mut previous: Option<String> = None;
     let mut add = |segment: Segment| {
-        let digest = segment_digest(&segment.encode());
+        let digest = sha256(&segment.encode());
         plan.add(&segment, &digest);
         digest
     };

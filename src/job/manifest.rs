@@ -14,7 +14,7 @@ use super::fingerprint::Fingerprint;
 use super::plan::{Batch, PlanSummary};
 use super::settings::Settings;
 use super::tally::Tally;
-use crate::store::{PutNew, Store, sha256};
+use crate::store::{PutNew, Store, hex, sha256};
 
 /// The version of the files under `_manifest/` and of `_SUCCESS.json`.
 pub const MANIFEST_SCHEMA: &str = "haul.manifest/1";
@@ -502,5 +502,5 @@ pub(super) fn parts_digest<'a>(parts: impl Iterator<Item = (u64, &'a str)>) -> S
     for (batch, sha256) in parts {
         digest.update(format!("{sha256}  {}\n", part_name(batch)));
     }
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&digest.finalize())
 }

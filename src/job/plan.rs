@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
-use crate::store::{Identity, Key, LinkFault, Object, Skip, sha256};
+use crate::store::{Identity, Key, LinkFault, Object, Skip};
 
 /// Whole mini-batches in a segment; the last segment may have fewer.
 pub(super) const SEGMENT_BATCHES: usize = 64;
@@ -293,12 +293,6 @@ impl PlanSummary {
         }
         self.sha256 = sha256.to_owned();
     }
-}
-
-/// A segment's digest.
-#[must_use]
-pub(super) fn segment_digest(text: &[u8]) -> String {
-    sha256(text)
 }
 
 #[derive(Serialize, Deserialize)]

@@ -374,5 +374,5 @@ fn random_id() -> Result<String, JobError> {
     std::fs::File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut bytes))
         .map_err(|error| JobError::Internal(format!("cannot draw a random id: {error}")))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(crate::store::hex(&bytes))
 }

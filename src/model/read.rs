@@ -5,8 +5,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
 use super::error::{Fault, ModelError};
 use super::info::{Dtype, Info};
 use super::{pt, safetensors};
@@ -67,7 +65,7 @@ pub fn read_bytes(bytes: &[u8], path: &Path) -> Result<Model, ModelError> {
     };
     let Parts { format, network, imgsz, dtypes, metadata } = parts.map_err(|f| f.at(path))?;
     let info = Info::new(format, &network, imgsz, &dtypes, metadata);
-    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = crate::store::sha256(bytes);
     Ok(Model { network, sha256, info, dtypes })
 }
 

@@ -14,7 +14,7 @@ mod local;
 mod sorter;
 
 pub use error::{Class, StoreError};
-pub use hash::{sha256, sha256_of};
+pub use hash::{hex, sha256, sha256_of};
 pub use key::Key;
 pub use local::{
     IdentityKind, LocalSource, LocalStore, Lock, LockError, SourceOptions, annotated_name,
