@@ -10,7 +10,8 @@
 //! | [`job`] | specification, plan, manifest, runner, report | `pool`, `store`, `model`; plain values of those below |
 //! | [`pool`] | worker threads behind one byte-budgeted queue | `picture`, `engine`, `yolo` |
 //! | [`picture`] | bytes to upright RGB, letterbox, drawing | nobody |
-//! | [`engine`] | executors of the network | `yolo` |
+//! | [`engine`] | executors of the network | `yolo`, `kernels` |
+//! | [`kernels`] | convolution and friends per instruction set | nobody |
 //! | [`model`] | checkpoint readers: `.pt`, `.safetensors` | `yolo`, `store` |
 //! | [`yolo`] | the YOLOv8 graph as data, box decoding, NMS | nobody |
 //! | [`store`] | where bytes live, and the two ways to write them | nobody |
@@ -18,6 +19,7 @@
 pub mod cli;
 pub mod engine;
 pub mod job;
+pub mod kernels;
 pub mod model;
 pub mod picture;
 pub mod pool;

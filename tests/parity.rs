@@ -7,9 +7,12 @@ use std::sync::Arc;
 
 use common::formula::{Scale, input};
 use common::parity_data;
-use haul::engine::candle::{Candle, RawHead};
-use haul::engine::{self, Engine, Input};
+use haul::engine::candle::Candle;
+use haul::engine::fused::Fused;
+use haul::engine::{self, Engine, Input, RawHead, RawLevel};
+use haul::kernels::{Cpu, Tier};
 use haul::model;
+use haul::yolo::Network;
 use haul::yolo::{Candidate, NmsOptions, nms};
 use safetensors::SafeTensors;
 
@@ -31,8 +34,8 @@ fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
 }
 
 /// One output of all levels side by side: (rows, anchors).
-fn joined(head: &RawHead, pick: impl Fn(&haul::engine::candle::RawLevel) -> &[f32]) -> Vec<f32> {
-    let cells = |l: &haul::engine::candle::RawLevel| l.width * l.height;
+fn joined(head: &RawHead, pick: impl Fn(&RawLevel) -> &[f32]) -> Vec<f32> {
+    let cells = |l: &RawLevel| l.width * l.height;
     let rows = pick(&head.levels[0]).len() / cells(&head.levels[0]);
     let mut out = Vec::new();
     for row in 0..rows {
@@ -43,37 +46,55 @@ fn joined(head: &RawHead, pick: impl Fn(&haul::engine::candle::RawLevel) -> &[f3
     out
 }
 
-/// Compares everything a golden file holds; gives the worst relative error.
-fn compare(what: &str, scale: &Scale, bytes: &[u8], (width, height): (usize, usize)) -> f64 {
+/// Every executor that computes in f32 here, by name: what the head says of planes of 0..=1.
+type Run = Box<dyn FnMut(&[f32], usize, usize) -> RawHead>;
+fn executors(network: &Network) -> Vec<(String, Run)> {
+    let candle = Candle::new(network).unwrap();
+    let run: Run = Box::new(move |planes, w, h| candle.head(planes.to_vec(), w, h).unwrap());
+    let mut all = vec![("candle".to_owned(), run)];
+    for tier in Tier::ALL {
+        // The naive one takes minutes.
+        if Cpu::get().has(tier)
+            && tier.numeric_class().starts_with("f32")
+            && tier != Tier::Reference
+        {
+            let mut worker = Fused::new(network, tier).unwrap().fused_worker().unwrap();
+            let run: Run = Box::new(move |planes, w, h| worker.head(planes, w, h).unwrap());
+            all.push((format!("fused {tier}"), run));
+        }
+    }
+    all
+}
+
+/// Compares everything a golden file holds, on every executor.
+fn compare(what: &str, scale: &Scale, bytes: &[u8], (width, height): (usize, usize)) {
     let golden = SafeTensors::deserialize(bytes).unwrap();
-    let engine = Candle::new(&scale.network()).unwrap();
-    let head = engine.head(input(height, width), width, height).unwrap();
-    let dense = head.view().dense();
-    let out = floats(&golden, "out.0");
-    let split = 4 * out.len() / (4 + scale.classes);
-    let mut errors = vec![
-        (
-            "out.1.boxes".to_string(),
-            relative(&joined(&head, |l| &l.boxes), &floats(&golden, "out.1.boxes")),
-        ),
-        (
-            "out.1.scores".into(),
-            relative(&joined(&head, |l| &l.scores), &floats(&golden, "out.1.scores")),
-        ),
-        ("out.0 boxes".into(), relative(&dense[..split], &out[..split])),
-        ("out.0 scores".into(), relative(&dense[split..], &out[split..])),
-    ];
-    for (i, level) in head.levels.iter().enumerate() {
-        let name = format!("out.1.feats.{i}");
-        let features: Vec<f32> = level.features.flatten_all().unwrap().to_vec1().unwrap();
-        let error = relative(&features, &floats(&golden, &name));
-        errors.push((name, error));
+    for (executor, mut run) in executors(&scale.network()) {
+        let head = run(&input(height, width), width, height);
+        let dense = head.view().dense();
+        let out = floats(&golden, "out.0");
+        let split = 4 * out.len() / (4 + scale.classes);
+        let raw = |name: &str, pick: fn(&RawLevel) -> &[f32]| {
+            let name = format!("out.1.{name}");
+            let error = relative(&joined(&head, pick), &floats(&golden, &name));
+            (name, error)
+        };
+        let mut errors = vec![
+            raw("boxes", |l| &l.boxes),
+            raw("scores", |l| &l.scores),
+            ("out.0 boxes".into(), relative(&dense[..split], &out[..split])),
+            ("out.0 scores".into(), relative(&dense[split..], &out[split..])),
+        ];
+        for (i, level) in head.levels.iter().enumerate() {
+            let name = format!("out.1.feats.{i}");
+            let error = relative(&level.features, &floats(&golden, &name));
+            errors.push((name, error));
+        }
+        for (name, error) in &errors {
+            println!("{what} {executor} {name}: {error:.1e}");
+            assert!(*error <= CLOSE, "{what} {executor} {name}: {error:.1e}");
+        }
     }
-    for (name, error) in &errors {
-        println!("{what} {name}: {error:.1e}");
-        assert!(*error <= CLOSE, "{what} {name}: {error:.1e}");
-    }
-    errors.into_iter().map(|(_, error)| error).fold(0.0, f64::max)
 }
 
 #[test]
@@ -216,8 +237,6 @@ fn real_weights() {
 
     let bytes = std::fs::read(data.join("golden/yolov8n_raw.safetensors")).unwrap();
     let golden = SafeTensors::deserialize(&bytes).unwrap();
-    let engine = Candle::new(&model.network).unwrap();
-    println!("{}", engine.numeric_class());
     let ids: Vec<String> = golden
         .names()
         .iter()
@@ -229,21 +248,25 @@ fn real_weights() {
         let planes: Vec<f32> = (0..3)
             .flat_map(|c| rgb[c..].iter().step_by(3).map(|&v| f32::from(v) / 255.0))
             .collect();
-        let head = engine.head(planes, width, height).unwrap();
-        let ours = head.view().dense();
-        let theirs = floats(&golden, &format!("{id}.output"));
-        let anchors = ours.len() / 84;
-        let (boxes, scores) = (4 * anchors, 4 * anchors..);
-        let box_error = relative(&ours[..boxes], &theirs[..boxes]);
-        let score_error = relative(&ours[scores.clone()], &theirs[scores.clone()]);
-        let pairs = ours[scores.clone()].iter().zip(&theirs[scores]);
-        let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        println!(
-            "{id} {width}x{height}: boxes {box_error:.1e} scores {score_error:.1e} worst {worst:.1e}"
-        );
-        assert!(box_error <= CLOSE && score_error <= CLOSE && worst <= 1e-4);
+        for (executor, mut run) in executors(&model.network) {
+            let ours = run(&planes, width, height).view().dense();
+            let theirs = floats(&golden, &format!("{id}.output"));
+            let anchors = ours.len() / 84;
+            let (boxes, scores) = (4 * anchors, 4 * anchors..);
+            let box_error = relative(&ours[..boxes], &theirs[..boxes]);
+            let score_error = relative(&ours[scores.clone()], &theirs[scores.clone()]);
+            let pairs = ours[scores.clone()].iter().zip(&theirs[scores]);
+            let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            println!(
+                "{id} {executor} {width}x{height}: boxes {box_error:.1e} scores {score_error:.1e} worst {worst:.1e}"
+            );
+            assert!(box_error <= CLOSE && score_error <= CLOSE && worst <= 1e-4);
+        }
 
         // The hot path gives the same numbers, and some detections in the end.
+        let engine = Candle::new(&model.network).unwrap();
+        let ours = engine.head(planes, width, height).unwrap().view().dense();
+        let anchors = ours.len() / 84;
         let mut found = Vec::new();
         let input = Input { width, height, rgb: &rgb };
         engine.worker().unwrap().run(input, 0.25, &mut found).unwrap();
@@ -300,20 +323,25 @@ fn other_tasks_are_refused_by_name() {
 fn time_one_picture() {
     let Some(data) = parity_data() else { return };
     let model = model::read(&data.join("weights/yolov8n.pt")).unwrap();
-    let engine = engine::load(Arc::new(model.network)).unwrap();
     let (width, height) = (640, 640);
     let rgb: Vec<u8> = (0..3 * width * height).map(|i| (i * 7 % 251) as u8).collect();
     let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    let mut worker = engine.worker().unwrap();
-    let mut found = Vec::new();
-    let mut times: Vec<_> = (0..15)
-        .map(|_| {
-            let started = std::time::Instant::now();
-            let input = Input { width, height, rgb: &rgb };
-            one.install(|| worker.run(input, 0.25, &mut found)).unwrap();
-            started.elapsed()
-        })
-        .collect();
-    times.sort();
-    println!("{}: best {:?}, median {:?}", engine.numeric_class(), times[0], times[7]);
+    for tier in Tier::ALL {
+        if !Cpu::get().has(tier) || tier == Tier::Reference {
+            continue;
+        }
+        let engine = Fused::new(&model.network, tier).unwrap();
+        let mut worker = engine.worker().unwrap();
+        let mut found = Vec::new();
+        let mut times: Vec<_> = (0..15)
+            .map(|_| {
+                let started = std::time::Instant::now();
+                let input = Input { width, height, rgb: &rgb };
+                one.install(|| worker.run(input, 0.25, &mut found)).unwrap();
+                started.elapsed()
+            })
+            .collect();
+        times.sort();
+        println!("{tier} {}: best {:?}, median {:?}", engine.numeric_class(), times[0], times[7]);
+    }
 }

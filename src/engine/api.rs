@@ -87,6 +87,18 @@ pub enum EngineError {
         /// Bytes given.
         bytes: usize,
     },
+    /// This CPU cannot run the kernels asked for.
+    #[error("this CPU has no {tier} kernels (`haul doctor` lists what it has)")]
+    Tier {
+        /// Their name.
+        tier: &'static str,
+    },
+    /// The executor cannot run this graph.
+    #[error("`{step}` is nothing this executor can do. This is a bug.")]
+    Unsupported {
+        /// The step.
+        step: String,
+    },
     /// The weights could not be prepared.
     #[error("preparing the weights of `{step}` failed")]
     Prepare {

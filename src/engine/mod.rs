@@ -11,5 +11,9 @@
 
 mod api;
 pub mod candle;
+mod fold;
+pub mod fused;
+mod head;
 
 pub use api::{Engine, EngineError, Input, NUMERICS_VERSION, Worker, load};
+pub use head::{RawHead, RawLevel};

@@ -41,11 +41,36 @@ impl Level<'_> {
         self.width * self.height
     }
 
-    /// The box of a cell, by its side distances.
+    /// The cell of this number.
+    fn cell(&self, cell: usize, first: usize) -> Cell {
+        let (x, y) = (cell % self.width, cell / self.width);
+        Cell { anchor: (first + cell) as u32, x, y, stride: self.stride }
+    }
+
     fn bbox(&self, cell: usize, reg_max: usize) -> [f32; 4] {
         let cells = self.cells();
+        self.cell(cell, 0).bbox(reg_max, |i| self.boxes[i * cells + cell])
+    }
+}
+
+/// A cell of one scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// Its number over all scales.
+    pub anchor: u32,
+    /// Its column.
+    pub x: usize,
+    /// Its row.
+    pub y: usize,
+    /// Input pixels per cell of its scale.
+    pub stride: usize,
+}
+
+impl Cell {
+    /// Its box, by the distances to the four sides; `logit` by side · reg_max + bin.
+    fn bbox(&self, reg_max: usize, logit: impl Fn(usize) -> f32) -> [f32; 4] {
         let side = |side: usize| {
-            let logit = |bin: usize| f64::from(self.boxes[(side * reg_max + bin) * cells + cell]);
+            let logit = |bin: usize| f64::from(logit(side * reg_max + bin));
             let largest = (0..reg_max).map(logit).fold(f64::NEG_INFINITY, f64::max);
             let (mut sum, mut weighted) = (0.0, 0.0);
             for bin in 0..reg_max {
@@ -56,9 +81,38 @@ impl Level<'_> {
             weighted / sum
         };
         let stride = self.stride as f64;
-        let x = (cell % self.width) as f64 + 0.5;
-        let y = (cell / self.width) as f64 + 0.5;
+        let (x, y) = (self.x as f64 + 0.5, self.y as f64 + 0.5);
         [x - side(0), y - side(1), x + side(2), y + side(3)].map(|v| (v * stride) as f32)
+    }
+
+    /// What the cell says, if its best class scores more than `conf`: the rule of
+    /// [`Head::candidates`] for a cell whose 4 · reg_max box logits and class logits lie together.
+    #[must_use]
+    pub fn candidate(&self, boxes: &[f32], scores: &[f32], conf: f32) -> Option<Candidate> {
+        let (mut best, mut class) = (f32::NEG_INFINITY, 0);
+        for (c, &logit) in scores.iter().enumerate() {
+            if logit > best || logit.is_nan() {
+                (best, class) = (logit, c as u32);
+            }
+        }
+        self.passing(best, class, conf, || self.bbox(boxes.len() / 4, |i| boxes[i]))
+    }
+
+    fn passing(
+        &self,
+        best: f32,
+        class: u32,
+        conf: f32,
+        bbox: impl FnOnce() -> [f32; 4],
+    ) -> Option<Candidate> {
+        let score = sigmoid(best);
+        if score > conf {
+            let bbox = bbox();
+            if bbox.iter().all(|v| v.is_finite()) {
+                return Some(Candidate { anchor: self.anchor, class, score, bbox });
+            }
+        }
+        None
     }
 }
 
@@ -105,14 +159,8 @@ impl Head<'_> {
                 if best[cell] < reject {
                     continue;
                 }
-                let score = sigmoid(best[cell]);
-                if score > conf {
-                    let bbox = level.bbox(cell, self.reg_max);
-                    if bbox.iter().all(|v| v.is_finite()) {
-                        let anchor = (first + cell) as u32;
-                        out.push(Candidate { anchor, class: class[cell], score, bbox });
-                    }
-                }
+                let bbox = || level.bbox(cell, self.reg_max);
+                out.extend(level.cell(cell, first).passing(best[cell], class[cell], conf, bbox));
             }
             first += cells;
         }
@@ -143,7 +191,8 @@ impl Head<'_> {
 }
 
 /// A logit below which no score can exceed `conf`; a little low, the exact test comes after.
-fn logit_floor(conf: f32) -> f32 {
+#[must_use]
+pub fn logit_floor(conf: f32) -> f32 {
     let conf = f64::from(conf);
     if conf > 0.0 && conf < 1.0 {
         // The slack is far more than the rounding of a sigmoid between f64 and f32, which near 1

@@ -11,7 +11,7 @@ mod network;
 mod nms;
 mod wiring;
 
-pub use decode::{Candidate, Head, Level};
+pub use decode::{Candidate, Cell, Head, Level, logit_floor};
 pub use graph::{Act, Conv, Graph, Node, Op, Output, Value};
 pub use math::{exp, sigmoid};
 pub use network::{Network, NetworkError, Tensor, Weights};

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
 
 use super::super::api::{Engine, EngineError, Worker};
+use super::super::fold::fold;
+use super::super::head::{RawHead, RawLevel};
 use super::{class, memory, worker};
-use crate::yolo::{Act, Conv, Graph, Head, Level, Network, Op};
+use crate::yolo::{Act, Conv, Graph, Network, Op};
 
 /// The reference executor.
 pub struct Candle {
@@ -21,47 +23,6 @@ pub(super) struct Plan {
     weights: Vec<Option<(Tensor, Tensor)>>,
 }
 
-/// The head's outputs for one picture, before decoding.
-#[derive(Clone, Debug)]
-pub struct RawHead {
-    /// Its scales, finest first.
-    pub levels: Vec<RawLevel>,
-    reg_max: usize,
-    classes: usize,
-}
-
-/// One scale of a [`RawHead`]: planes in row-major order.
-#[derive(Clone, Debug)]
-pub struct RawLevel {
-    /// Input pixels per cell.
-    pub stride: usize,
-    /// Cells per row.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// Box logits, (4 · reg_max, height, width).
-    pub boxes: Vec<f32>,
-    /// Class logits, (classes, height, width).
-    pub scores: Vec<f32>,
-    /// What the head read, (channels, height, width); a view, for comparisons.
-    pub features: Tensor,
-}
-
-impl RawLevel {
-    fn view(&self) -> Level<'_> {
-        let RawLevel { stride, width, height, .. } = *self;
-        Level { stride, width, height, boxes: &self.boxes, scores: &self.scores }
-    }
-}
-
-impl RawHead {
-    /// The same for the decoder.
-    pub fn view(&self) -> Head<'_> {
-        let levels = self.levels.iter().map(RawLevel::view).collect();
-        Head { levels, reg_max: self.reg_max, classes: self.classes }
-    }
-}
-
 impl Candle {
     /// Folds the normalisation into the convolutions of `network`.
     ///
@@ -71,7 +32,7 @@ impl Candle {
         let mut weights = Vec::with_capacity(network.graph.nodes.len());
         for node in &network.graph.nodes {
             weights.push(match &node.op {
-                Op::Conv(conv) => Some(fold(network, conv)?),
+                Op::Conv(conv) => Some(tensors(network, conv)?),
                 _ => None,
             });
         }
@@ -165,7 +126,10 @@ impl Plan {
                 height: height / output.stride,
                 boxes: take(output.boxes).map_err(execute("head".into()))?,
                 scores: take(output.scores).map_err(execute("head".into()))?,
-                features,
+                features: features
+                    .flatten_all()
+                    .and_then(|t| t.to_vec1())
+                    .map_err(execute("head".into()))?,
             });
         }
         Ok(RawHead { levels, reg_max: self.graph.reg_max, classes: self.graph.classes })
@@ -209,39 +173,9 @@ fn step(op: &Op, inputs: &[&Tensor], channels: usize) -> CandleResult<Tensor> {
     }
 }
 
-/// Kernel and bias of a convolution, its normalisation folded in:
-/// w' = w · γ / √(σ² + ε), b' = β − μ · γ / √(σ² + ε), in f64 and rounded once.
-fn fold(network: &Network, conv: &Conv) -> Result<(Tensor, Tensor), EngineError> {
-    let prepare = |source: Box<dyn std::error::Error + Send + Sync>| EngineError::Prepare {
-        step: conv.name.clone(),
-        source,
-    };
-    let tensor = |name: &str| match network.weights.get(name) {
-        Some(tensor) => Ok(tensor.data.as_slice()),
-        None => Err(prepare(format!("tensor `{name}` is missing").into())),
-    };
-    let part = |part: &str| tensor(&format!("{}.{part}", conv.name));
-
-    let mut kernel = tensor(&conv.weight())?.to_vec();
-    let bias = if conv.norm {
-        let (gamma, beta) = (part("bn.weight")?, part("bn.bias")?);
-        let (mean, var) = (part("bn.running_mean")?, part("bn.running_var")?);
-        let fan = kernel.len() / conv.cout;
-        let mut bias = Vec::with_capacity(conv.cout);
-        for (c, row) in kernel.chunks_exact_mut(fan).enumerate() {
-            let scale = f64::from(gamma[c]) / (f64::from(var[c]) + network.bn_eps).sqrt();
-            for w in row {
-                *w = (f64::from(*w) * scale) as f32;
-            }
-            bias.push((f64::from(beta[c]) - f64::from(mean[c]) * scale) as f32);
-        }
-        bias
-    } else {
-        part("bias")?.to_vec()
-    };
-    if !kernel.iter().chain(&bias).all(|x| x.is_finite()) {
-        return Err(EngineError::NotFinite { step: conv.name.clone() });
-    }
+/// Kernel and bias of a convolution as candle's tensors.
+fn tensors(network: &Network, conv: &Conv) -> Result<(Tensor, Tensor), EngineError> {
+    let (kernel, bias) = fold(network, conv)?;
     let shape = (conv.cout, conv.cin, conv.kernel, conv.kernel);
     let kernel = Tensor::from_vec(kernel, shape, &Device::Cpu);
     let bias = Tensor::from_vec(bias, (1, conv.cout, 1, 1), &Device::Cpu);
@@ -250,6 +184,8 @@ fn fold(network: &Network, conv: &Conv) -> Result<(Tensor, Tensor), EngineError>
             debug_assert_eq!(kernel.dtype(), DType::F32);
             Ok((kernel, bias))
         }
-        (Err(e), _) | (_, Err(e)) => Err(prepare(Box::new(e))),
+        (Err(e), _) | (_, Err(e)) => {
+            Err(EngineError::Prepare { step: conv.name.clone(), source: Box::new(e) })
+        }
     }
 }

@@ -9,4 +9,4 @@ mod executor;
 mod memory;
 mod worker;
 
-pub use executor::{Candle, RawHead, RawLevel};
+pub use executor::Candle;

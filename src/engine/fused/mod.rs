@@ -1,0 +1,111 @@
+//! Our own executor for CPUs: the whole network planned at once.
+//!
+//! How a network becomes fast, in the order of the files:
+//! 1. `lower`: slices, concatenations, sums and upsampling disappear into the convolutions.
+//! 2. `pack`: normalisation is folded into the weights, which are laid out as kernels read them.
+//! 3. `plan`: for an input size, every tensor gets its place in one arena, and rows are worked on
+//!    depth first in strips, so that what is written is read again while in the cache.
+//! 4. `exec`: the steps of the plan, handed to the kernels of this CPU.
+//!
+//! The hot path is [`Worker::run`]: bytes of a picture in, candidates out, nothing allocated.
+
+mod exec;
+mod lower;
+mod pack;
+mod plan;
+mod worker;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::api::{Engine, EngineError, Worker};
+use crate::kernels::{Kernels, Memory, Tier};
+use crate::yolo::Network;
+use exec::Program;
+use lower::Net;
+use pack::Index;
+
+pub use plan::Strips;
+pub use worker::FusedWorker;
+
+/// The fused executor of one network on one tier of kernels.
+pub struct Fused {
+    shared: Arc<Shared>,
+}
+
+/// What workers share.
+struct Shared {
+    net: Net,
+    index: Index,
+    weights: Memory,
+    kernels: Kernels,
+    strips: Strips,
+    /// Plans by (width, height). The hot path looks in its own list first.
+    programs: Mutex<HashMap<(usize, usize), Arc<Program>>>,
+}
+
+impl Fused {
+    /// Prepares `network` for the kernels of `tier`.
+    ///
+    /// # Errors
+    /// [`EngineError::Tier`] where this CPU has no such kernels; else the convolution at fault.
+    pub fn new(network: &Network, tier: Tier) -> Result<Self, EngineError> {
+        Self::with_strips(network, tier, Strips::default())
+    }
+
+    /// The same with another schedule, which changes speed and nothing else.
+    ///
+    /// # Errors
+    /// As [`Fused::new`].
+    pub fn with_strips(network: &Network, tier: Tier, strips: Strips) -> Result<Self, EngineError> {
+        let kernels = Kernels::new(tier).ok_or(EngineError::Tier { tier: tier.name() })?;
+        let net = lower::lower(&network.graph, tier.element())?;
+        let index = pack::index(&net);
+        let weights = pack::pack(network, &net, &index)?;
+        let programs = Mutex::new(HashMap::new());
+        Ok(Self { shared: Arc::new(Shared { net, index, weights, kernels, strips, programs }) })
+    }
+
+    /// A worker with the head's raw numbers besides.
+    ///
+    /// # Errors
+    /// When its memory cannot be had.
+    pub fn fused_worker(&self) -> Result<FusedWorker, EngineError> {
+        FusedWorker::new(self.shared.clone())
+    }
+
+    /// The kernels it runs on.
+    #[must_use]
+    pub fn tier(&self) -> Tier {
+        self.shared.kernels.tier()
+    }
+}
+
+impl Shared {
+    fn program(&self, width: usize, height: usize) -> Arc<Program> {
+        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        let program = programs.entry((width, height)).or_insert_with(|| {
+            let plan = plan::plan(&self.net, width, height, self.strips);
+            Arc::new(Program::new(&self.net, plan, &self.index.blocks))
+        });
+        program.clone()
+    }
+}
+
+impl Engine for Fused {
+    fn numeric_class(&self) -> &str {
+        self.shared.kernels.tier().numeric_class()
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.shared.weights.len() as u64
+    }
+
+    fn scratch_bytes(&self, width: usize, height: usize) -> u64 {
+        self.shared.program(width, height).plan.bytes as u64
+    }
+
+    fn worker(&self) -> Result<Box<dyn Worker>, EngineError> {
+        Ok(Box::new(self.fused_worker()?))
+    }
+}

@@ -1,0 +1,142 @@
+//! Weights in the order in which kernels read them.
+//!
+//! For each plane of the output one block: its biases, then for each element of each K-step as
+//! many weights as the plane has lanes ([`crate::kernels::task::Block`]). Strictly sequential, so
+//! that the hardware's prefetcher sees one stream. Independent of the picture's size.
+
+use super::super::api::EngineError;
+use super::super::fold::fold;
+use super::lower::{Conv, Kind, Net, Op, Part, Plane, Step};
+use crate::kernels::math::to_bf16;
+use crate::kernels::task::Element;
+use crate::kernels::{ALIGN, Memory};
+use crate::yolo::{Network, Op as Node};
+
+/// Where a block lies in the packed weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Packed {
+    pub(super) bias: usize,
+    pub(super) weights: usize,
+}
+
+/// The blocks of each op (none for those that are no convolutions), and the bytes of all.
+#[derive(Clone, Debug)]
+pub(super) struct Index {
+    pub(super) blocks: Vec<Vec<Packed>>,
+    pub(super) bytes: usize,
+}
+
+/// Decides where everything lies.
+pub(super) fn index(net: &Net) -> Index {
+    let mut bytes = 0;
+    let mut take = |len: usize| {
+        let at = bytes;
+        bytes += len.next_multiple_of(ALIGN);
+        at
+    };
+    let mut blocks = Vec::with_capacity(net.ops.len());
+    for op in &net.ops {
+        let mut of_op = Vec::new();
+        if let Op::Conv(conv) = op {
+            let elements: usize = conv.steps.iter().map(|step| step.count).sum();
+            for (_, plane) in outputs(net, conv) {
+                of_op.push(Packed {
+                    bias: take(4 * plane.lanes),
+                    weights: take(elements * plane.lanes * net.element.bytes()),
+                });
+            }
+        }
+        blocks.push(of_op);
+    }
+    Index { blocks, bytes }
+}
+
+/// The planes a convolution writes, part by part: its blocks.
+pub(super) fn outputs<'a>(
+    net: &'a Net,
+    conv: &'a Conv,
+) -> impl Iterator<Item = (&'a Part, &'a Plane)> {
+    conv.parts
+        .iter()
+        .flat_map(|part| net.tensors[part.tensor].planes.iter().map(move |plane| (part, plane)))
+}
+
+/// Folds and packs all weights.
+///
+/// # Errors
+/// [`EngineError`] names the convolution at fault.
+pub(super) fn pack(network: &Network, net: &Net, index: &Index) -> Result<Memory, EngineError> {
+    let mut memory = Memory::new(index.bytes)
+        .map_err(|e| EngineError::Prepare { step: "all weights".into(), source: Box::new(e) })?;
+    for (op, blocks) in net.ops.iter().zip(&index.blocks) {
+        let Op::Conv(conv) = op else { continue };
+        let Node::Conv(source) = &network.graph.nodes[conv.node].op else { continue };
+        let (kernel, bias) = fold(network, source)?;
+        for ((part, plane), packed) in outputs(net, conv).zip(blocks) {
+            let block = Source { net, conv, kernel: &kernel, cin: source.cin, part, plane };
+            if conv.init.is_none() {
+                let out = &mut memory.floats_mut()[packed.bias / 4..][..plane.lanes];
+                let (used, rest) = out.split_at_mut(plane.used);
+                used.copy_from_slice(&bias[part.first + plane.first..][..plane.used]);
+                if net.tensors[part.tensor].kind == Kind::Logits {
+                    // Lanes without a class must not look like one.
+                    rest.fill(f32::NEG_INFINITY);
+                }
+            }
+            block.write(&mut memory, packed.weights);
+        }
+    }
+    Ok(memory)
+}
+
+struct Source<'a> {
+    net: &'a Net,
+    conv: &'a Conv,
+    kernel: &'a [f32],
+    cin: usize,
+    part: &'a Part,
+    plane: &'a Plane,
+}
+
+impl Source<'_> {
+    /// The weight of an element of a K-step for an output lane; zero where there is no tap, no
+    /// input channel or no output channel.
+    fn weight(&self, step: &Step, element: usize, lane: usize) -> f32 {
+        let plane = &self.net.tensors[step.tensor].planes[step.plane];
+        let k = self.conv.kernel;
+        let pad = (k / 2) as isize;
+        let kx = (step.dx + pad) as usize + element / plane.lanes;
+        let ky = (step.dy + pad) as usize;
+        let c = element % plane.lanes;
+        if kx >= k || c >= plane.used || lane >= self.plane.used {
+            return 0.0;
+        }
+        let out = self.part.first + self.plane.first + lane;
+        let weight = self.kernel[((out * self.cin + step.first + c) * k + ky) * k + kx];
+        match self.net.tensors[step.tensor].kind {
+            // The picture stays 0..=255.
+            Kind::Picture => (f64::from(weight) / 255.0) as f32,
+            _ => weight,
+        }
+    }
+
+    fn write(&self, memory: &mut Memory, at: usize) {
+        let lanes = self.plane.lanes;
+        let mut k = 0;
+        for step in &self.conv.steps {
+            for element in 0..step.count {
+                for lane in 0..lanes {
+                    let weight = self.weight(step, element, lane);
+                    match self.net.element {
+                        Element::F32 => memory.floats_mut()[at / 4 + k * lanes + lane] = weight,
+                        Element::Bf16 => {
+                            let pair = (k / 2 * lanes + lane) * 2 + k % 2;
+                            memory.halves_mut()[at / 2 + pair] = to_bf16(weight);
+                        }
+                    }
+                }
+                k += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Convolution and friends, once per instruction set.
+//!
+//! A kernel knows no network: it is handed offsets into an arena ([`task`]) and works on them.
+//! [`Kernels`] checks that every offset of a task lies within its memory, so that calling it is
+//! safe whatever the numbers say, and only the inside of this module holds `unsafe`.
+//!
+//! | tier | sums | elements | register block (pixels × channels) |
+//! | --- | --- | --- | --- |
+//! | `avx512` | FMA, f32 | f32 | 12 × 32 in 24 zmm |
+//! | `avx2` | FMA, f32 | f32 | 6 × 16 in 12 ymm |
+//! | `avx512bf16` | `vdpbf16ps`, f32 | bf16 | 12 × 32 in 24 zmm |
+//! | `portable` | × and +, f32 | f32 | 4 × 16, left to the compiler |
+//! | `reference` | as `avx2`, one at a time | both | none |
+//!
+//! The f32 tiers sum in the same order (bias or `init` first, then K-steps as listed) with one
+//! rounding per step, and share [`math::silu`] operation for operation: `avx512`, `avx2` and
+//! `reference` agree bit for bit.
+
+mod cpu;
+pub mod math;
+mod memory;
+mod portable;
+mod reference;
+mod table;
+pub mod task;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use cpu::{Cpu, Tier};
+pub use memory::{ALIGN, Memory};
+pub use table::Kernels;

@@ -1,0 +1,352 @@
+//! One tier's kernels behind checks, so that calling them is safe.
+
+use super::cpu::{Cpu, Tier};
+use super::math::to_bf16;
+use super::memory::{ALIGN, Memory};
+use super::portable;
+use super::reference::{self, View};
+use super::task::{Block, Conv, Element, Place, Pool, Store};
+
+/// The kernels of one tier.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernels {
+    tier: Tier,
+}
+
+impl Kernels {
+    /// Those of `tier`; none where this CPU cannot run them.
+    #[must_use]
+    pub fn new(tier: Tier) -> Option<Self> {
+        Cpu::get().has(tier).then_some(Kernels { tier })
+    }
+
+    /// Which ones they are.
+    #[must_use]
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Runs some rows of a convolution in `arena`, with weights from `packed`.
+    ///
+    /// # Panics
+    /// When the task leaves its memory: a bug of whoever made it.
+    pub fn conv(&self, arena: &mut Memory, packed: &[u8], task: &Conv<'_>) {
+        check(arena.len(), packed, task, self.tier.element());
+        match self.tier {
+            // SAFETY: `new` saw the features, and `check` every offset.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512 => unsafe {
+                super::x86::avx512::f32::conv(arena.pointer(), packed.as_ptr(), task);
+            },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512Bf16 => unsafe {
+                super::x86::avx512::bf16::conv(arena.pointer(), packed.as_ptr(), task);
+            },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2 => unsafe {
+                super::x86::avx2::conv(arena.pointer(), packed.as_ptr(), task);
+            },
+            Tier::Portable => portable::conv(arena.floats_mut(), floats(packed), task),
+            _ => {
+                let element = self.tier.element();
+                reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, task);
+            }
+        }
+    }
+
+    /// The same by the naive reference for this tier's elements.
+    ///
+    /// # Panics
+    /// As [`Kernels::conv`].
+    pub fn conv_reference(&self, arena: &mut Memory, packed: &[u8], task: &Conv<'_>) {
+        let element = self.tier.element();
+        check(arena.len(), packed, task, element);
+        reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, task);
+    }
+
+    /// Runs some rows of a 5 × 5 maximum; `line` is scratch.
+    ///
+    /// # Panics
+    /// When the task leaves its memory: a bug of whoever made it.
+    pub fn pool(&self, arena: &mut Memory, task: &Pool, line: &mut Vec<f32>) {
+        let element = self.tier.element();
+        match self.tier {
+            Tier::Reference => {
+                reference::pool(&mut View { bytes: arena.bytes_mut(), element }, task)
+            }
+            // SAFETY: `new` saw the features; the body is safe code.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512 | Tier::Avx512Bf16 => unsafe {
+                wide::pool_avx512(arena, task, line, element)
+            },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2 => unsafe { wide::pool_avx2(arena, task, line, element) },
+            _ => pool(arena, task, line, element),
+        }
+    }
+
+    /// Writes the values 0..=255 of `pixels` as activations, one after another, at byte `at`.
+    ///
+    /// # Panics
+    /// When they do not fit: a bug of whoever chose the place.
+    pub fn convert(&self, arena: &mut Memory, at: usize, pixels: &[u8]) {
+        let element = self.tier.element();
+        match self.tier {
+            // SAFETY: `new` saw the features; the body is safe code.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512 | Tier::Avx512Bf16 => unsafe {
+                wide::convert_avx512(arena, at, pixels, element);
+            },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2 => unsafe { wide::convert_avx2(arena, at, pixels, element) },
+            _ => convert(arena, at, pixels, element),
+        }
+    }
+
+    /// Writes `values` as activations, one after another, at byte `at`.
+    ///
+    /// # Panics
+    /// When they do not fit: a bug of whoever chose the place.
+    pub fn store(&self, arena: &mut Memory, at: usize, values: &[f32]) {
+        match self.tier.element() {
+            Element::F32 => arena.floats_mut()[at / 4..][..values.len()].copy_from_slice(values),
+            Element::Bf16 => {
+                let out = &mut arena.halves_mut()[at / 2..][..values.len()];
+                for (out, &value) in out.iter_mut().zip(values) {
+                    *out = to_bf16(value);
+                }
+            }
+        }
+    }
+
+    /// Appends to `hits` the numbers (from `first` on) of those of `width` pixels in which any of
+    /// the f32 lanes of `planes` (place of the first pixel, lanes) is `floor` or more.
+    ///
+    /// # Panics
+    /// When the planes leave the arena: a bug of whoever made the list.
+    pub fn scan(
+        &self,
+        arena: &Memory,
+        planes: &[(Place, usize)],
+        (first, width): (usize, usize),
+        floor: f32,
+        hits: &mut Vec<u32>,
+    ) {
+        match self.tier {
+            // SAFETY: `new` saw the features; the body is safe code.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512 | Tier::Avx512Bf16 => unsafe {
+                wide::scan_avx512(arena, planes, (first, width), floor, hits);
+            },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2 => unsafe { wide::scan_avx2(arena, planes, (first, width), floor, hits) },
+            _ => scan(arena, planes, (first, width), floor, hits),
+        }
+    }
+}
+
+/// The packed weights as f32.
+fn floats(packed: &[u8]) -> &[f32] {
+    // SAFETY: every bit pattern is an f32; `align_to` sees to the alignment.
+    let (before, floats, _) = unsafe { packed.align_to::<f32>() };
+    assert!(before.is_empty(), "packed weights are not aligned. This is a bug.");
+    floats
+}
+
+/// One past the last byte that `place` reaches over all pixels of the task, `bytes` at each.
+fn end(place: &Place, rows: usize, width: usize, bytes: usize) -> usize {
+    let last = rows.saturating_sub(1).saturating_mul(place.row);
+    let last = last.saturating_add(width.saturating_sub(1).saturating_mul(place.px));
+    place.at.saturating_add(last).saturating_add(bytes)
+}
+
+/// Everything the kernels rely on.
+fn check(arena: usize, packed: &[u8], task: &Conv<'_>, element: Element) {
+    let size = element.bytes();
+    let inside = |place: &Place, rows: usize, bytes: usize| {
+        assert!(
+            end(place, rows, task.width, bytes) <= arena,
+            "{place:?} leaves the arena. This is a bug."
+        );
+    };
+    let aligned = |place: &Place, to: usize| {
+        let all = place.at | place.row | place.px;
+        assert!(all.is_multiple_of(to), "{place:?} is not aligned to {to}. This is a bug.");
+    };
+    assert!(
+        packed.as_ptr().addr().is_multiple_of(ALIGN),
+        "packed weights are not aligned. This is a bug."
+    );
+    for k in task.ksteps {
+        inside(&k.from, task.rows, k.count.saturating_mul(size));
+        assert!(k.from.px.is_multiple_of(4), "{k:?} is no whole number of units. This is a bug.");
+        assert!(k.count.saturating_mul(size).is_multiple_of(4), "{k:?} is odd. This is a bug.");
+    }
+    for block in task.blocks {
+        let Block { weights, bias, lanes, out, residual, init } = block;
+        assert!(matches!(lanes, 16 | 32), "{lanes} lanes. This is a bug.");
+        let last = weights.saturating_add(task.weight_bytes(*lanes, element));
+        let bias_end = bias.saturating_add(4 * lanes);
+        assert!(
+            last.max(bias_end) <= packed.len() && (weights | bias).is_multiple_of(ALIGN),
+            "{block:?} leaves the packed weights. This is a bug."
+        );
+        let (bytes, step) = match task.store {
+            Store::Element => (lanes * size, 16 * size),
+            Store::F32 => (lanes * 4, 64),
+            Store::F32Twice => (lanes * 4 + out.px / 2, 64),
+        };
+        inside(out, task.rows, bytes);
+        aligned(out, step);
+        if task.store == Store::F32Twice {
+            assert!((out.px / 2).is_multiple_of(64), "{out:?} is not aligned. This is a bug.");
+        }
+        if let Some(residual) = residual {
+            inside(residual, task.rows, lanes * size);
+            aligned(residual, 16 * size);
+        }
+        if let Some(init) = init {
+            inside(init, (task.rows + usize::from(task.odd)).div_ceil(2), lanes * 4);
+            aligned(init, 64);
+        }
+    }
+}
+
+#[inline(always)]
+fn convert(arena: &mut Memory, at: usize, pixels: &[u8], element: Element) {
+    match element {
+        Element::F32 => {
+            let out = &mut arena.floats_mut()[at / 4..][..pixels.len()];
+            for (out, &value) in out.iter_mut().zip(pixels) {
+                *out = f32::from(value);
+            }
+        }
+        Element::Bf16 => {
+            let out = &mut arena.halves_mut()[at / 2..][..pixels.len()];
+            for (out, &value) in out.iter_mut().zip(pixels) {
+                // 8 bits fit a bf16's mantissa: nothing is rounded.
+                *out = (f32::from(value).to_bits() >> 16) as u16;
+            }
+        }
+    }
+}
+
+/// Row by row: the maximum over five rows, then over five pixels of that.
+#[inline(always)]
+fn pool(arena: &mut Memory, task: &Pool, line: &mut Vec<f32>, element: Element) {
+    let Pool { from, out, first, rows, height, width, lanes } = *task;
+    let edge = 2 * lanes;
+    line.clear();
+    line.resize(width * lanes + 2 * edge, f32::NEG_INFINITY);
+    for row in 0..rows {
+        let y = first + row;
+        let inner = &mut line[edge..edge + width * lanes];
+        inner.fill(f32::NEG_INFINITY);
+        for yy in y.saturating_sub(2)..(y + 3).min(height) {
+            let at = from.of(yy, 0);
+            match element {
+                Element::F32 => {
+                    for (best, &v) in
+                        inner.iter_mut().zip(&arena.floats()[at / 4..][..width * lanes])
+                    {
+                        *best = if v > *best { v } else { *best };
+                    }
+                }
+                Element::Bf16 => {
+                    for (best, &v) in
+                        inner.iter_mut().zip(&arena.halves()[at / 2..][..width * lanes])
+                    {
+                        let v = f32::from_bits(u32::from(v) << 16);
+                        *best = if v > *best { v } else { *best };
+                    }
+                }
+            }
+        }
+        let at = out.of(row, 0);
+        let max = |i: usize| {
+            let mut best = line[i];
+            for p in 1..5 {
+                let v = line[i + p * lanes];
+                best = if v > best { v } else { best };
+            }
+            best
+        };
+        match element {
+            Element::F32 => {
+                for (i, out) in arena.floats_mut()[at / 4..][..width * lanes].iter_mut().enumerate()
+                {
+                    *out = max(i);
+                }
+            }
+            Element::Bf16 => {
+                for (i, out) in arena.halves_mut()[at / 2..][..width * lanes].iter_mut().enumerate()
+                {
+                    *out = (max(i).to_bits() >> 16) as u16;
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn scan(
+    arena: &Memory,
+    planes: &[(Place, usize)],
+    (first, width): (usize, usize),
+    floor: f32,
+    hits: &mut Vec<u32>,
+) {
+    let floats = arena.floats();
+    for x in 0..width {
+        let mut hit = false;
+        for &(place, lanes) in planes {
+            for chunk in floats[place.of(0, x) / 4..][..lanes].chunks_exact(16) {
+                hit |= chunk.iter().fold(false, |hit, &v| hit | (v >= floor));
+            }
+        }
+        if hit {
+            hits.push((first + x) as u32);
+        }
+    }
+}
+
+/// The same bodies, compiled for wider vectors.
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    use super::{Element, Memory, Place, Pool};
+
+    macro_rules! wide {
+        ($features:literal, $pool:ident, $convert:ident, $scan:ident) => {
+            #[target_feature(enable = $features)]
+            pub(super) fn $pool(
+                arena: &mut Memory,
+                task: &Pool,
+                line: &mut Vec<f32>,
+                element: Element,
+            ) {
+                super::pool(arena, task, line, element);
+            }
+            #[target_feature(enable = $features)]
+            pub(super) fn $convert(arena: &mut Memory, at: usize, pixels: &[u8], element: Element) {
+                super::convert(arena, at, pixels, element);
+            }
+            #[target_feature(enable = $features)]
+            pub(super) fn $scan(
+                arena: &Memory,
+                planes: &[(Place, usize)],
+                range: (usize, usize),
+                floor: f32,
+                hits: &mut Vec<u32>,
+            ) {
+                super::scan(arena, planes, range, floor, hits);
+            }
+        };
+    }
+    wide!("avx512f,avx512bw,avx512dq,avx512vl", pool_avx512, convert_avx512, scan_avx512);
+    wide!("avx2,fma", pool_avx2, convert_avx2, scan_avx2);
+}

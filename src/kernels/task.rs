@@ -1,0 +1,140 @@
+//! What a kernel is asked to do: plain numbers, no knowledge of networks.
+//!
+//! All places are byte offsets into one arena, all weights byte offsets into one packed block.
+//! Activations lie in *planes* of 16 or 32 channels (3 for the picture): the channels of a pixel
+//! are neighbours, then come the pixels of a row, then the rows. So a tap of a convolution is
+//! nothing but another offset, and neighbouring taps of a row are one run of elements.
+
+/// How activations and weights are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// IEEE single precision, 4 bytes.
+    F32,
+    /// The upper half of one, 2 bytes; sums are kept in single precision.
+    Bf16,
+}
+
+impl Element {
+    /// Bytes of one.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::F32 => 4,
+            Element::Bf16 => 2,
+        }
+    }
+}
+
+/// A place in the arena that moves with the output pixel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Byte offset for the first pixel of the first row of the task.
+    pub at: usize,
+    /// Bytes from one output row to the next.
+    pub row: usize,
+    /// Bytes from one output pixel to the next.
+    pub px: usize,
+}
+
+impl Place {
+    /// The offset for a pixel of the task.
+    #[must_use]
+    pub fn of(&self, row: usize, x: usize) -> usize {
+        self.at + row * self.row + x * self.px
+    }
+}
+
+/// One run of input elements that every output pixel multiplies with the same weights: all
+/// channels of a plane at one tap, or at the neighbouring taps of a kernel row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KStep {
+    /// Where its elements begin.
+    pub from: Place,
+    /// How many elements; even for [`Element::Bf16`].
+    pub count: usize,
+}
+
+/// What follows the sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// x · sigmoid(x).
+    Silu,
+}
+
+/// How results are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// As activations, for the next convolution.
+    Element,
+    /// In single precision.
+    F32,
+    /// In single precision, each pixel twice in a row: a row of the sum that a convolution over
+    /// the upsampled picture starts from.
+    F32Twice,
+}
+
+/// 16 or 32 output channels that are computed together, and are neighbours in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Block {
+    /// Where its weights begin: for each element of each K-step, `lanes` weights
+    /// (for [`Element::Bf16`]: for each pair of elements, `lanes` pairs).
+    pub weights: usize,
+    /// Where its `lanes` f32 biases begin, in the same memory.
+    pub bias: usize,
+    /// 16 or 32.
+    pub lanes: usize,
+    /// Where results go.
+    pub out: Place,
+    /// Activations that are added to the result.
+    pub residual: Option<Place>,
+    /// Sums to begin with, in single precision, instead of the bias. Two rows share one of them.
+    pub init: Option<Place>,
+}
+
+/// Some rows of a convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv<'a> {
+    /// What is summed, in this order.
+    pub ksteps: &'a [KStep],
+    /// What is computed.
+    pub blocks: &'a [Block],
+    /// Output rows.
+    pub rows: usize,
+    /// Output pixels per row.
+    pub width: usize,
+    /// Whether the first row is the second of two that share a row of `init`.
+    pub odd: bool,
+    /// What follows the sum.
+    pub act: Activation,
+    /// How results are stored.
+    pub store: Store,
+}
+
+impl Conv<'_> {
+    /// Bytes of weights that a block of so many lanes reads.
+    #[must_use]
+    pub fn weight_bytes(&self, lanes: usize, element: Element) -> usize {
+        self.ksteps.iter().map(|k| k.count).sum::<usize>() * lanes * element.bytes()
+    }
+}
+
+/// Some rows of a 5 × 5 maximum, stride 1, of one plane; what lies outside takes no part.
+#[derive(Clone, Copy, Debug)]
+pub struct Pool {
+    /// The input's first pixel (of row 0, not of `first`).
+    pub from: Place,
+    /// The output's pixel of row `first`.
+    pub out: Place,
+    /// The first output row.
+    pub first: usize,
+    /// Output rows.
+    pub rows: usize,
+    /// Rows of the whole plane.
+    pub height: usize,
+    /// Pixels per row.
+    pub width: usize,
+    /// Elements per pixel.
+    pub lanes: usize,
+}

@@ -1,0 +1,254 @@
+//! 12 pixels × 32 channels in 24 zmm registers.
+//!
+//! Per input element (f32) or pair of elements (bf16): two loads of weights, twelve broadcasts,
+//! 24 multiply-adds. That keeps a core's FMA units 98 % busy once it runs, so all that is left to
+//! lose is what happens between two blocks: the sums go to a scratch array on the stack (loops
+//! over an array of registers that are not unrolled make the compiler keep all of them in memory,
+//! also inside the K loop), and from there through bias, SiLU and residual to the arena.
+
+use std::arch::x86_64::*;
+
+use super::super::math::{EXP2, LIMIT, NEG_LOG2_E};
+use super::super::task::{Activation, Block, Conv, Store};
+
+/// x · sigmoid(x), operation for operation as [`super::super::math::silu`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn silu(x: __m512) -> __m512 {
+    let t = _mm512_mul_ps(x, _mm512_set1_ps(NEG_LOG2_E));
+    // The order of operands lets a NaN pass; it reaches the result by `x` in any case.
+    let t = _mm512_min_ps(_mm512_set1_ps(LIMIT), _mm512_max_ps(_mm512_set1_ps(-LIMIT), t));
+    let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(t);
+    let f = _mm512_sub_ps(t, n);
+    let mut p = _mm512_set1_ps(EXP2[0]);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2[1]));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2[2]));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2[3]));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2[4]));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(EXP2[5]));
+    // n lies within ±125 and p within [0.7, 1.5]: adding to the exponent and scaling agree.
+    let e = _mm512_scalef_ps(p, n);
+    _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0), e))
+}
+
+/// One module of kernels: the two differ in what a unit of input is (one f32, or two bf16 that
+/// are multiplied and added together) and in how results are stored.
+macro_rules! tier {
+    ($name:ident, $features:literal, $bf16:literal, $dot:expr, $store:expr) => {
+        pub(in super::super) mod $name {
+            use super::*;
+
+            /// `acc += a · w` for every element of a run, K-step by K-step.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn run<const PX: usize, const NV: usize, const STEP: usize>(
+                acc: &mut [[__m512; NV]; PX],
+                mut from: *const f32,
+                mut weights: *const f32,
+                units: usize,
+                step: usize,
+            ) -> *const f32 {
+                // Known to the compiler but for shapes that no YOLOv8 has.
+                let step = if STEP == 0 { step } else { STEP };
+                for _ in 0..units {
+                    let mut w = [_mm512_setzero_ps(); NV];
+                    for v in 0..NV {
+                        // SAFETY: weights of this unit, by the caller's promise.
+                        w[v] = unsafe { _mm512_load_ps(weights.add(16 * v)) };
+                    }
+                    for p in 0..PX {
+                        // SAFETY: an element of pixel p, by the caller's promise.
+                        let a = _mm512_set1_ps(unsafe { from.add(p * step).read_unaligned() });
+                        for v in 0..NV {
+                            acc[p][v] = $dot(acc[p][v], a, w[v]);
+                        }
+                    }
+                    // SAFETY: one past the last unit at most.
+                    unsafe {
+                        from = from.add(1);
+                        weights = weights.add(16 * NV);
+                    }
+                }
+                weights
+            }
+
+            /// `PX` pixels from `x` on, of row `row`.
+            #[target_feature(enable = $features)]
+            unsafe fn block<const PX: usize, const NV: usize>(
+                arena: *mut u8,
+                packed: *const u8,
+                task: &Conv<'_>,
+                block: &Block,
+                row: usize,
+                x: usize,
+            ) {
+                let mut acc = [[_mm512_setzero_ps(); NV]; PX];
+                if let Some(init) = block.init {
+                    for p in 0..PX {
+                        for v in 0..NV {
+                            let at = init.of((row + usize::from(task.odd)) / 2, x + p) + 64 * v;
+                            // SAFETY: within the arena, as `Kernels::conv` checked.
+                            acc[p][v] = unsafe { _mm512_load_ps(arena.add(at).cast()) };
+                        }
+                    }
+                } else {
+                    for v in 0..NV {
+                        // SAFETY: the block's biases lie in the packed weights, as checked.
+                        let bias =
+                            unsafe { _mm512_load_ps(packed.add(block.bias + 64 * v).cast()) };
+                        for p in 0..PX {
+                            acc[p][v] = bias;
+                        }
+                    }
+                }
+                // SAFETY: offset checked by `Kernels::conv`.
+                let mut weights: *const f32 = unsafe { packed.add(block.weights).cast() };
+                for k in task.ksteps {
+                    let units = if $bf16 { k.count / 2 } else { k.count };
+                    // SAFETY: `Kernels::conv` checked the last element that any pixel of the task
+                    // reads from this K-step, and the weights of all of them.
+                    weights = unsafe {
+                        let from = arena.add(k.from.of(row, x)).cast_const().cast();
+                        match k.from.px {
+                            128 => run::<PX, NV, 32>(&mut acc, from, weights, units, 0),
+                            256 => run::<PX, NV, 64>(&mut acc, from, weights, units, 0),
+                            64 => run::<PX, NV, 16>(&mut acc, from, weights, units, 0),
+                            32 => run::<PX, NV, 8>(&mut acc, from, weights, units, 0),
+                            24 => run::<PX, NV, 6>(&mut acc, from, weights, units, 0),
+                            12 => run::<PX, NV, 3>(&mut acc, from, weights, units, 0),
+                            px => run::<PX, NV, 0>(&mut acc, from, weights, units, px / 4),
+                        }
+                    };
+                }
+                let mut sums = Sums([0.0; 12 * 32]);
+                for p in 0..PX {
+                    for v in 0..NV {
+                        // SAFETY: PX · NV · 16 is at most 384, and `Sums` is aligned to 64.
+                        unsafe {
+                            _mm512_store_ps(sums.0.as_mut_ptr().add((p * NV + v) * 16), acc[p][v])
+                        };
+                    }
+                }
+                // SAFETY: by the caller's promise, passed on.
+                unsafe { finish::<NV>(arena, task, block, row, x, PX, &sums) };
+            }
+
+            /// Activation, residual and store.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn finish<const NV: usize>(
+                arena: *mut u8,
+                task: &Conv<'_>,
+                block: &Block,
+                row: usize,
+                x: usize,
+                pixels: usize,
+                sums: &Sums,
+            ) {
+                for p in 0..pixels {
+                    for v in 0..NV {
+                        // SAFETY: as in `block`; residual and output were checked for all pixels
+                        // of the task.
+                        unsafe {
+                            let mut y = _mm512_load_ps(sums.0.as_ptr().add((p * NV + v) * 16));
+                            if task.act == Activation::Silu {
+                                y = silu(y);
+                            }
+                            if let Some(residual) = block.residual {
+                                y = _mm512_add_ps(y, load(arena.add(residual.of(row, x + p)), v));
+                            }
+                            let out = arena.add(block.out.of(row, x + p));
+                            match task.store {
+                                Store::Element => $store(out, v, y),
+                                Store::F32 => _mm512_store_ps(out.add(64 * v).cast(), y),
+                                Store::F32Twice => {
+                                    _mm512_store_ps(out.add(64 * v).cast(), y);
+                                    let next = out.add(block.out.px / 2 + 64 * v);
+                                    _mm512_store_ps(next.cast(), y);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+
+            /// 16 activations.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn load(from: *const u8, v: usize) -> __m512 {
+                // SAFETY: the caller's.
+                unsafe {
+                    if $bf16 {
+                        let half = _mm256_load_si256(from.add(32 * v).cast());
+                        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+                    } else {
+                        _mm512_load_ps(from.add(64 * v).cast())
+                    }
+                }
+            }
+
+            /// Some rows of a convolution.
+            ///
+            /// # Safety
+            /// The CPU has the features, and every offset of `task` was checked.
+            #[target_feature(enable = $features)]
+            pub(in super::super::super) unsafe fn conv(
+                arena: *mut u8,
+                packed: *const u8,
+                task: &Conv<'_>,
+            ) {
+                for one in task.blocks {
+                    for row in 0..task.rows {
+                        let mut x = 0;
+                        while x < task.width {
+                            let left = task.width - x;
+                            // SAFETY: x + pixels ≤ width, and the caller promised the rest.
+                            x += unsafe {
+                                macro_rules! pixels {
+                                    ($px:literal) => {{
+                                        match one.lanes {
+                                            32 => block::<$px, 2>(arena, packed, task, one, row, x),
+                                            _ => block::<$px, 1>(arena, packed, task, one, row, x),
+                                        }
+                                        $px
+                                    }};
+                                }
+                                match left {
+                                    16 => pixels!(8),
+                                    12.. => pixels!(12),
+                                    8.. => pixels!(8),
+                                    4.. => pixels!(4),
+                                    2.. => pixels!(2),
+                                    _ => pixels!(1),
+                                }
+                            };
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+
+/// The sums of one block, on the way from registers to memory.
+#[repr(align(64))]
+struct Sums([f32; 12 * 32]);
+
+tier!(f32, "avx512f", false, |acc, a, w| _mm512_fmadd_ps(a, w, acc), |to: *mut u8, v: usize, y| {
+    _mm512_store_ps(to.add(64 * v).cast(), y)
+});
+tier!(
+    bf16,
+    "avx512f,avx512bf16",
+    true,
+    |acc, a: __m512, w: __m512| {
+        // SAFETY: the same 512 bits, read as 32 bf16.
+        let (a, w) = unsafe { (std::mem::transmute(a), std::mem::transmute(w)) };
+        _mm512_dpbf16_ps(acc, a, w)
+    },
+    |to: *mut u8, v: usize, y| {
+        // The two types are 256 bits of one meaning.
+        let half: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(y));
+        _mm256_store_si256(to.add(32 * v).cast(), half);
+    }
+);
