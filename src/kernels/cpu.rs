@@ -48,6 +48,13 @@ impl Tier {
         }
     }
 
+    /// Whether 3 × 3 convolutions go by Winograd's scheme. Part of the arithmetic: the same for all
+    /// tiers of a class.
+    #[must_use]
+    pub fn has_winograd(self) -> bool {
+        matches!(self, Tier::Avx512 | Tier::Avx2 | Tier::Reference)
+    }
+
     /// The name of its arithmetic: tiers of one class give the same bits.
     #[must_use]
     pub fn numeric_class(self) -> &'static str {

@@ -5,7 +5,7 @@ use super::math::to_bf16;
 use super::memory::{ALIGN, Memory};
 use super::portable;
 use super::reference::{self, View};
-use super::task::{Block, Conv, Element, Place, Pool, Store};
+use super::task::{Block, Conv, Element, KStep, Place, Pool, Store, Winograd};
 
 /// The kernels of one tier.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +64,55 @@ impl Kernels {
         let element = self.tier.element();
         check(arena.len(), packed, task, element);
         reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, task);
+    }
+
+    /// Whether [`Kernels::winograd`] is there and pays.
+    #[must_use]
+    pub fn has_winograd(&self) -> bool {
+        self.tier.has_winograd()
+    }
+
+    /// Runs some rows of a convolution by Winograd's scheme; `scratch` holds
+    /// [`Winograd::scratch`] f32.
+    ///
+    /// # Panics
+    /// When the task leaves its memory, or on a tier without: a bug of whoever made it.
+    pub fn winograd(
+        &self,
+        arena: &mut Memory,
+        packed: &[u8],
+        scratch: &mut Memory,
+        task: &Winograd<'_>,
+    ) {
+        check_winograd(arena.len(), packed, scratch, task);
+        match self.tier {
+            // SAFETY: `new` saw the features, and `check_winograd` every offset.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512 => unsafe {
+                let scratch = scratch.pointer().cast();
+                super::x86::winograd::wide::conv(arena.pointer(), packed.as_ptr(), scratch, task);
+            },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2 => unsafe {
+                let scratch = scratch.pointer().cast();
+                super::x86::winograd::narrow::conv(arena.pointer(), packed.as_ptr(), scratch, task);
+            },
+            _ => self.winograd_reference(arena, packed, task),
+        }
+    }
+
+    /// The same by the naive reference.
+    ///
+    /// # Panics
+    /// As [`Kernels::winograd`].
+    pub fn winograd_reference(&self, arena: &mut Memory, packed: &[u8], task: &Winograd<'_>) {
+        assert_eq!(self.tier.element(), Element::F32, "Winograd in bf16. This is a bug.");
+        reference::winograd(
+            &mut View { bytes: arena.bytes_mut(), element: Element::F32 },
+            packed,
+            task,
+        );
     }
 
     /// Runs some rows of a 5 × 5 maximum; `line` is scratch.
@@ -215,6 +264,42 @@ fn check(arena: usize, packed: &[u8], task: &Conv<'_>, element: Element) {
             aligned(init, 64);
         }
     }
+}
+
+/// Everything the Winograd kernels rely on.
+fn check_winograd(arena: usize, packed: &[u8], scratch: &Memory, task: &Winograd<'_>) {
+    let as_conv = Conv {
+        ksteps: &[],
+        blocks: task.blocks,
+        rows: task.rows,
+        width: task.width,
+        odd: false,
+        act: task.act,
+        store: Store::Element,
+    };
+    check(arena, packed, &as_conv, Element::F32);
+    let (rows, columns) = (task.rows.next_multiple_of(2) + 2, task.width.next_multiple_of(2) + 2);
+    let mut channels = 0;
+    for plane in task.planes {
+        let KStep { from, count } = plane;
+        let all = from.at | from.row | from.px;
+        assert!(
+            end(from, rows, columns, count * 4) <= arena
+                && matches!(count, 16 | 32)
+                && from.px == count * 4
+                && all.is_multiple_of(ALIGN),
+            "{plane:?} is no plane in the arena. This is a bug."
+        );
+        channels += count;
+    }
+    for block in task.blocks {
+        let bytes = Winograd::POSITIONS * channels * block.lanes * 4;
+        assert!(
+            block.init.is_none() && block.weights.saturating_add(bytes) <= packed.len(),
+            "{block:?} leaves the packed weights. This is a bug."
+        );
+    }
+    assert!(scratch.floats().len() >= Winograd::scratch(channels), "scratch. This is a bug.");
 }
 
 #[inline(always)]

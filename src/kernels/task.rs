@@ -120,6 +120,36 @@ impl Conv<'_> {
     }
 }
 
+/// Some rows of a 3 × 3 convolution of stride 1, f32, by Winograd's F(2 × 2, 3 × 3).
+#[derive(Clone, Copy, Debug)]
+pub struct Winograd<'a> {
+    /// For each plane of the input the place of the tap above and left of the first output pixel;
+    /// all its lanes (16 or 32) take part.
+    pub planes: &'a [KStep],
+    /// What is computed. The weights of a block are transformed: for each of 16 positions (row by
+    /// row), for each lane of each plane, `lanes` weights.
+    pub blocks: &'a [Block],
+    /// Output rows; the first is an even one of its tensor.
+    pub rows: usize,
+    /// Output pixels per row.
+    pub width: usize,
+    /// What follows the sum.
+    pub act: Activation,
+}
+
+impl Winograd<'_> {
+    /// Tiles in a chunk at most.
+    pub const TILES: usize = 12;
+    /// Positions of a tile.
+    pub const POSITIONS: usize = 16;
+
+    /// How many f32 of scratch memory it needs for so many input channels.
+    #[must_use]
+    pub fn scratch(channels: usize) -> usize {
+        Self::POSITIONS * Self::TILES * (channels + 32)
+    }
+}
+
 /// Some rows of a 5 × 5 maximum, stride 1, of one plane; what lies outside takes no part.
 #[derive(Clone, Copy, Debug)]
 pub struct Pool {

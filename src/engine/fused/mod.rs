@@ -59,7 +59,7 @@ impl Fused {
     /// As [`Fused::new`].
     pub fn with_strips(network: &Network, tier: Tier, strips: Strips) -> Result<Self, EngineError> {
         let kernels = Kernels::new(tier).ok_or(EngineError::Tier { tier: tier.name() })?;
-        let net = lower::lower(&network.graph, tier.element())?;
+        let net = lower::lower(&network.graph, tier)?;
         let index = pack::index(&net);
         let weights = pack::pack(network, &net, &index)?;
         let programs = Mutex::new(HashMap::new());
@@ -102,7 +102,8 @@ impl Engine for Fused {
     }
 
     fn scratch_bytes(&self, width: usize, height: usize) -> u64 {
-        self.shared.program(width, height).plan.bytes as u64
+        let program = self.shared.program(width, height);
+        (program.plan.bytes + program.plan.scratch) as u64
     }
 
     fn worker(&self) -> Result<Box<dyn Worker>, EngineError> {

@@ -18,6 +18,7 @@
 
 use super::lower::{Id, Kind, Net, Op};
 use crate::kernels::ALIGN;
+use crate::kernels::task::Winograd;
 
 /// How work is cut into strips. Results do not depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,6 +79,8 @@ pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
     /// Bytes of the arena.
     pub(super) bytes: usize,
+    /// Bytes that kernels want besides, for a moment.
+    pub(super) scratch: usize,
 }
 
 /// Ops that run in strips together, or a single one that does not.
@@ -100,7 +103,12 @@ pub(super) fn plan(net: &Net, width: usize, height: usize, strips: Strips) -> Pl
     }
     planner.place(&groups);
     let Planner { layouts, steps, bytes, .. } = planner;
-    Plan { width, height, layouts, steps, bytes }
+    let channels = net.ops.iter().filter_map(|op| match op {
+        Op::Conv(conv) if conv.winograd => Some(conv.steps.iter().map(|s| s.count).sum()),
+        _ => None,
+    });
+    let scratch = channels.max().map_or(0, |channels| 4 * Winograd::scratch(channels));
+    Plan { width, height, layouts, steps, bytes, scratch }
 }
 
 /// Runs of neighbouring ops that read nothing coarser than `up_to_stride`.
@@ -206,8 +214,9 @@ impl<'n> Planner<'n> {
         self.steps = steps;
     }
 
-    /// How many rows an op could have made when its inputs have as many as `made` says.
-    fn possible(&self, op: usize, made: impl Fn(Id) -> usize) -> usize {
+    /// How many rows an op could have made when its inputs have as many as `made` says, and it is
+    /// not to be further than `pace`.
+    fn possible(&self, op: usize, pace: usize, made: impl Fn(Id) -> usize) -> usize {
         let all = self.rows(op);
         let after = |tensor: Id, kernel: usize, stride: usize| {
             let there = made(tensor);
@@ -232,7 +241,12 @@ impl<'n> Planner<'n> {
                 made(level.boxes).min(made(level.scores))
             }
         };
-        rows.min(all)
+        let rows = rows.min(pace);
+        match &self.net.ops[op] {
+            // Tiles of two rows.
+            Op::Conv(conv) if conv.winograd && rows < all => rows / 2 * 2,
+            _ => rows.min(all),
+        }
     }
 
     /// The first row of `tensor` that an op needs for its row `next` and later ones.
@@ -323,8 +337,7 @@ impl<'n> Planner<'n> {
                 // What reads only from outside the group sets the pace.
                 let all = self.rows(op);
                 let pace = (limit * all / height).min(all);
-                let (from, to) =
-                    (progress.done[op - group.first], self.possible(op, made).min(pace));
+                let (from, to) = (progress.done[op - group.first], self.possible(op, pace, made));
                 if to <= from {
                     continue;
                 }
@@ -377,7 +390,9 @@ impl<'n> Planner<'n> {
     fn plane_bytes(&self, tensor: Id, lanes: usize, rows: usize) -> (usize, usize) {
         let layout = &self.layouts[tensor];
         let before = (lanes * layout.size).next_multiple_of(ALIGN);
-        let lines = (before + rows * layout.pitch * lanes * layout.size).div_ceil(ALIGN);
+        // A last tile of Winograd's may read a row and a pixel more than there is.
+        let rows = rows + usize::from(layout.border);
+        let lines = (before + (rows * layout.pitch + 1) * lanes * layout.size).div_ceil(ALIGN);
         (before, (lines | 1) * ALIGN)
     }
 

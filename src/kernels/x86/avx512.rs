@@ -9,12 +9,12 @@
 use std::arch::x86_64::*;
 
 use super::super::math::{EXP2, LIMIT, NEG_LOG2_E};
-use super::super::task::{Activation, Block, Conv, Store};
+use super::super::task::{Activation, Block, Conv, KStep, Store};
 
 /// x · sigmoid(x), operation for operation as [`super::super::math::silu`].
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn silu(x: __m512) -> __m512 {
+pub(super) fn silu(x: __m512) -> __m512 {
     let t = _mm512_mul_ps(x, _mm512_set1_ps(NEG_LOG2_E));
     // The order of operands lets a NaN pass; it reaches the result by `x` in any case.
     let t = _mm512_min_ps(_mm512_set1_ps(LIMIT), _mm512_max_ps(_mm512_set1_ps(-LIMIT), t));
@@ -41,7 +41,7 @@ macro_rules! tier {
             /// `acc += a · w` for every element of a run, K-step by K-step.
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn run<const PX: usize, const NV: usize, const STEP: usize>(
+            pub(super) unsafe fn run<const PX: usize, const NV: usize, const STEP: usize>(
                 acc: &mut [[__m512; NV]; PX],
                 mut from: *const f32,
                 mut weights: *const f32,
@@ -252,3 +252,60 @@ tier!(
         _mm256_store_si256(to.add(32 * v).cast(), half);
     }
 );
+
+/// The 16 products of a chunk of Winograd tiles: M = V · U, position by position.
+///
+/// # Safety
+/// V holds 16 · channels · tiles f32 (by position, plane, tile, channel), U 16 · channels · lanes,
+/// and M has room for 16 · tiles · lanes; all are aligned to 64 bytes. `tiles` is 12 at most.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn gemm(
+    tiles: usize,
+    planes: &[KStep],
+    v: *const f32,
+    u: *const f32,
+    m: *mut f32,
+    lanes: usize,
+) {
+    macro_rules! tiles {
+        ($($tiles:literal)*) => {
+            match (tiles, lanes) {
+                // SAFETY: the caller's.
+                $(($tiles, 32) => unsafe { positions::<$tiles, 2>(planes, v, u, m) },
+                ($tiles, _) => unsafe { positions::<$tiles, 1>(planes, v, u, m) },)*
+                _ => unreachable!("a chunk of {tiles} tiles. This is a bug."),
+            }
+        };
+    }
+    tiles!(1 2 3 4 5 6 7 8 9 10 11 12);
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn positions<const T: usize, const NV: usize>(
+    planes: &[KStep],
+    mut v: *const f32,
+    mut u: *const f32,
+    mut m: *mut f32,
+) {
+    for _ in 0..16 {
+        let mut acc = [[_mm512_setzero_ps(); NV]; T];
+        for plane in planes {
+            // SAFETY: the caller's.
+            unsafe {
+                u = match plane.count {
+                    32 => f32::run::<T, NV, 32>(&mut acc, v, u, 32, 0),
+                    _ => f32::run::<T, NV, 16>(&mut acc, v, u, 16, 0),
+                };
+                v = v.add(plane.count * T);
+            }
+        }
+        for t in 0..T {
+            for n in 0..NV {
+                // SAFETY: the caller's.
+                unsafe { _mm512_store_ps(m.add((t * NV + n) * 16), acc[t][n]) };
+            }
+        }
+        // SAFETY: one past the end at most.
+        m = unsafe { m.add(T * NV * 16) };
+    }
+}
