@@ -1,6 +1,6 @@
 //! One number at a time, as plainly as can be: what the other kernels are held to.
 
-use super::math::{from_bf16, silu, to_bf16};
+use super::math::{from_bf16, silu, silu_coarse, to_bf16};
 use super::task::{Activation, Conv, Element, Pool, Store, Winograd};
 
 /// Reads and writes numbers at byte offsets.
@@ -68,6 +68,7 @@ pub(super) fn conv(arena: &mut View<'_>, packed: &[u8], task: &Conv<'_>) {
                         }
                     }
                     let mut y = match task.act {
+                        Activation::Silu if arena.element == Element::Bf16 => silu_coarse(sum),
                         Activation::Silu => silu(sum),
                         Activation::None => sum,
                     };

@@ -26,13 +26,28 @@ impl Kernels {
         self.tier
     }
 
+    /// To be called when this thread will have nothing to do for a while: what makes it expensive to
+    /// switch to another is given back.
+    pub fn idle(&self) {
+        #[cfg(target_arch = "x86_64")]
+        if self.tier == Tier::Amx {
+            // SAFETY: `new` saw the feature.
+            unsafe { super::x86::amx::release() };
+        }
+    }
+
     /// Runs some rows of a convolution in `arena`, with weights from `packed`.
     ///
     /// # Panics
     /// When the task leaves its memory: a bug of whoever made it.
     pub fn conv(&self, arena: &mut Memory, packed: &[u8], task: &Conv<'_>) {
-        check(arena.len(), packed, task, self.tier.element());
+        check(arena.len(), packed, task, self.tier);
         match self.tier {
+            // SAFETY: `new` saw the features, and `check` every offset.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Amx => unsafe {
+                super::x86::amx::conv(arena.pointer(), packed.as_ptr(), task);
+            },
             // SAFETY: `new` saw the features, and `check` every offset.
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512 => unsafe {
@@ -62,7 +77,7 @@ impl Kernels {
     /// As [`Kernels::conv`].
     pub fn conv_reference(&self, arena: &mut Memory, packed: &[u8], task: &Conv<'_>) {
         let element = self.tier.element();
-        check(arena.len(), packed, task, element);
+        check(arena.len(), packed, task, self.tier);
         reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, task);
     }
 
@@ -127,7 +142,7 @@ impl Kernels {
             }
             // SAFETY: `new` saw the features; the body is safe code.
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 | Tier::Avx512Bf16 => unsafe {
+            Tier::Avx512 | Tier::Avx512Bf16 | Tier::Amx => unsafe {
                 wide::pool_avx512(arena, task, line, element)
             },
             // SAFETY: as above.
@@ -146,7 +161,7 @@ impl Kernels {
         match self.tier {
             // SAFETY: `new` saw the features; the body is safe code.
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 | Tier::Avx512Bf16 => unsafe {
+            Tier::Avx512 | Tier::Avx512Bf16 | Tier::Amx => unsafe {
                 wide::convert_avx512(arena, at, pixels, element);
             },
             // SAFETY: as above.
@@ -188,7 +203,7 @@ impl Kernels {
         match self.tier {
             // SAFETY: `new` saw the features; the body is safe code.
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 | Tier::Avx512Bf16 => unsafe {
+            Tier::Avx512 | Tier::Avx512Bf16 | Tier::Amx => unsafe {
                 wide::scan_avx512(arena, planes, (first, width), floor, hits);
             },
             // SAFETY: as above.
@@ -215,8 +230,11 @@ fn end(place: &Place, rows: usize, width: usize, bytes: usize) -> usize {
 }
 
 /// Everything the kernels rely on.
-fn check(arena: usize, packed: &[u8], task: &Conv<'_>, element: Element) {
+fn check(arena: usize, packed: &[u8], task: &Conv<'_>, tier: Tier) {
+    let element = tier.element();
     let size = element.bytes();
+    // Whole tiles are read, of which only the pixels that exist are stored.
+    let read = task.width + if tier.has_tiles() { Conv::TILE_OVERRUN } else { 0 };
     let inside = |place: &Place, rows: usize, bytes: usize| {
         assert!(
             end(place, rows, task.width, bytes) <= arena,
@@ -231,8 +249,19 @@ fn check(arena: usize, packed: &[u8], task: &Conv<'_>, element: Element) {
         packed.as_ptr().addr().is_multiple_of(ALIGN),
         "packed weights are not aligned. This is a bug."
     );
+    let readable = |place: &Place, rows: usize, bytes: usize| {
+        assert!(
+            end(place, rows, read, bytes) <= arena,
+            "{place:?} leaves the arena. This is a bug."
+        );
+    };
     for k in task.ksteps {
-        inside(&k.from, task.rows, k.count.saturating_mul(size));
+        readable(&k.from, task.rows, k.count.saturating_mul(size));
+        let unit = if tier.has_tiles() { 64 } else { 4 };
+        assert!(
+            k.count.saturating_mul(size).is_multiple_of(unit),
+            "{k:?} is no line. This is a bug."
+        );
         assert!(k.from.px.is_multiple_of(4), "{k:?} is no whole number of units. This is a bug.");
         assert!(k.count.saturating_mul(size).is_multiple_of(4), "{k:?} is odd. This is a bug.");
     }
@@ -260,7 +289,7 @@ fn check(arena: usize, packed: &[u8], task: &Conv<'_>, element: Element) {
             aligned(residual, 16 * size);
         }
         if let Some(init) = init {
-            inside(init, (task.rows + usize::from(task.odd)).div_ceil(2), lanes * 4);
+            readable(init, (task.rows + usize::from(task.odd)).div_ceil(2), lanes * 4);
             aligned(init, 64);
         }
     }
@@ -277,7 +306,7 @@ fn check_winograd(arena: usize, packed: &[u8], scratch: &Memory, task: &Winograd
         act: task.act,
         store: Store::Element,
     };
-    check(arena, packed, &as_conv, Element::F32);
+    check(arena, packed, &as_conv, Tier::Reference);
     let (rows, columns) = (task.rows.next_multiple_of(2) + 2, task.width.next_multiple_of(2) + 2);
     let mut channels = 0;
     for plane in task.planes {

@@ -50,7 +50,7 @@ impl Place {
 pub struct KStep {
     /// Where its elements begin.
     pub from: Place,
-    /// How many elements; even for [`Element::Bf16`].
+    /// How many elements; even for [`Element::Bf16`], a multiple of 32 for tiles.
     pub count: usize,
 }
 
@@ -79,7 +79,8 @@ pub enum Store {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Block {
     /// Where its weights begin: for each element of each K-step, `lanes` weights
-    /// (for [`Element::Bf16`]: for each pair of elements, `lanes` pairs).
+    /// (for [`Element::Bf16`]: for each pair of elements, `lanes` pairs; for tiles: for each 32
+    /// elements one or two tiles of 16 pairs of elements × 16 lanes).
     pub weights: usize,
     /// Where its `lanes` f32 biases begin, in the same memory.
     pub bias: usize,
@@ -113,6 +114,9 @@ pub struct Conv<'a> {
 }
 
 impl Conv<'_> {
+    /// Pixels beyond the last that tiles may read.
+    pub const TILE_OVERRUN: usize = 31;
+
     /// Bytes of weights that a block of so many lanes reads.
     #[must_use]
     pub fn weight_bytes(&self, lanes: usize, element: Element) -> usize {

@@ -167,6 +167,12 @@ impl Program {
 
     fn begin(&self, net: &Net, tensor: Id, arena: &mut Memory) {
         let layout = &self.plan.layouts[tensor];
+        if layout.clean {
+            for span in &layout.spans {
+                arena.bytes_mut()[span.clone()].fill(0);
+            }
+            return;
+        }
         for (index, plane) in net.tensors[tensor].planes.iter().enumerate() {
             let pixel = plane.lanes * layout.size;
             let line = layout.pitch * pixel;

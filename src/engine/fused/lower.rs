@@ -140,6 +140,8 @@ pub(super) struct Level {
 #[derive(Clone, Debug)]
 pub(super) struct Net {
     pub(super) element: Element,
+    /// For kernels that work on tiles: K-steps are whole lines of 32 elements.
+    pub(super) tiled: bool,
     pub(super) tensors: Vec<Tensor>,
     pub(super) ops: Vec<Op>,
     pub(super) levels: Vec<Level>,
@@ -235,6 +237,7 @@ struct Lowering<'g> {
 pub(super) fn lower(graph: &Graph, tier: Tier) -> Result<Net, EngineError> {
     let net = Net {
         element: tier.element(),
+        tiled: tier.has_tiles(),
         tensors: Vec::new(),
         ops: Vec::new(),
         levels: Vec::new(),
@@ -444,9 +447,10 @@ impl Lowering<'_> {
 /// tap by tap. Taps of a row whose pixels are full are one run in memory.
 fn steps(net: &Net, conv: &Conv) -> Vec<Step> {
     let pad = (conv.kernel / 2) as isize;
-    let even = |count: usize| match net.element {
+    // What is read besides meets weights of zero.
+    let whole = |count: usize| match net.element {
         Element::F32 => count,
-        Element::Bf16 => count.next_multiple_of(2),
+        Element::Bf16 => count.next_multiple_of(if net.tiled { 32 } else { 2 }),
     };
     let mut steps = Vec::new();
     for term in &conv.terms {
@@ -458,14 +462,14 @@ fn steps(net: &Net, conv: &Conv) -> Vec<Step> {
                     first: term.first + p.first,
                     dy: ky as isize - pad,
                     dx: -pad,
-                    count: even(conv.kernel * p.lanes),
+                    count: whole(conv.kernel * p.lanes),
                 };
-                if p.used == p.lanes {
+                if p.used == p.lanes || net.tiled {
                     steps.push(step);
                     continue;
                 }
                 for kx in 0..conv.kernel {
-                    steps.push(Step { dx: kx as isize - pad, count: even(p.used), ..step });
+                    steps.push(Step { dx: kx as isize - pad, count: whole(p.used), ..step });
                 }
             }
         }

@@ -135,7 +135,15 @@ impl Source<'_> {
                     match self.net.element {
                         Element::F32 => memory.floats_mut()[at / 4 + k * lanes + lane] = weight,
                         Element::Bf16 => {
-                            let pair = (k / 2 * lanes + lane) * 2 + k % 2;
+                            // Tiles: by line of 32 elements, then 16 lanes; else: by pair.
+                            let pair = match self.net.tiled {
+                                true => {
+                                    let tile = k / 32 * (lanes / 16) + lane / 16;
+                                    (tile * 16 + k % 32 / 2) * 16 + lane % 16
+                                }
+                                false => k / 2 * lanes + lane,
+                            };
+                            let pair = 2 * pair + k % 2;
                             memory.halves_mut()[at / 2 + pair] = to_bf16(weight);
                         }
                     }
