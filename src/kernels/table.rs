@@ -263,6 +263,7 @@ fn check(arena: usize, packed: &[u8], task: &Conv<'_>, tier: Tier) {
             "{k:?} is no line. This is a bug."
         );
         assert!(k.from.px.is_multiple_of(4), "{k:?} is no whole number of units. This is a bug.");
+        aligned(&Place { px: 0, ..k.from }, size);
         assert!(k.count.saturating_mul(size).is_multiple_of(4), "{k:?} is odd. This is a bug.");
     }
     for block in task.blocks {

@@ -120,7 +120,9 @@ impl Conv<'_> {
     /// Bytes of weights that a block of so many lanes reads.
     #[must_use]
     pub fn weight_bytes(&self, lanes: usize, element: Element) -> usize {
-        self.ksteps.iter().map(|k| k.count).sum::<usize>() * lanes * element.bytes()
+        // Saturating: a sum that does not fit must not look like a small one to those who check.
+        let elements = self.ksteps.iter().fold(0usize, |sum, k| sum.saturating_add(k.count));
+        elements.saturating_mul(lanes).saturating_mul(element.bytes())
     }
 }
 

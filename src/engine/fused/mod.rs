@@ -13,6 +13,8 @@ mod exec;
 mod lower;
 mod pack;
 mod plan;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::collections::HashMap;
