@@ -33,6 +33,9 @@ pub struct Fused {
     shared: Arc<Shared>,
 }
 
+/// Beside the arena a worker has its lists, its stack and its share of the plans.
+const BESIDES: u64 = 2 << 20;
+
 /// What workers share.
 struct Shared {
     net: Net,
@@ -102,7 +105,7 @@ impl Engine for Fused {
     }
 
     fn scratch_bytes(&self, width: usize, height: usize) -> u64 {
-        self.shared.program(width, height).plan.bytes as u64
+        self.shared.program(width, height).plan.bytes as u64 + BESIDES
     }
 
     fn worker(&self) -> Result<Box<dyn Worker>, EngineError> {
