@@ -1,4 +1,4 @@
-//! Where a picture's time goes with the f32 reference: the base line for every later engine.
+//! Where a picture's time goes with the engine that this CPU gets.
 //!
 //! `cargo bench` runs it on the model and pictures that come with haul; with HAUL_BENCH_MODEL and
 //! HAUL_BENCH_PICTURE it runs on any others. One thread, as a worker has.
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use haul::engine::{self, Input};
+use haul::engine::{self, Input, Precision};
 use haul::picture::{Letterbox, Letterboxer, Limits, Truncated, decode, probe};
 use haul::yolo::{NmsOptions, nms};
 
@@ -30,7 +30,8 @@ fn pipeline(criterion: &mut Criterion) {
     let geometry = Letterbox::new(picture.width, picture.height, imgsz, false);
     let mut letterboxer = Letterboxer::new();
     let rgb = letterboxer.run(&picture, &geometry).expect("it can be resized").to_vec();
-    let network = engine::load(Arc::new(model.network)).expect("the engine takes the model");
+    let network = engine::open(Arc::new(model.network), Precision::Auto, None)
+        .expect("the engine takes the model");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
     let mut worker = network.worker().expect("a worker");
     let (width, height) = (geometry.width as usize, geometry.height as usize);

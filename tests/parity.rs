@@ -9,7 +9,7 @@ use common::formula::{Scale, input};
 use common::parity_data;
 use haul::engine::candle::Candle;
 use haul::engine::fused::Fused;
-use haul::engine::{self, Engine, Input, RawHead, RawLevel};
+use haul::engine::{self, Engine, Input, Precision, RawHead, RawLevel};
 use haul::kernels::{Cpu, Tier};
 use haul::model;
 use haul::yolo::Network;
@@ -299,7 +299,8 @@ fn conversion_changes_no_bit() {
     let id = names.iter().find_map(|name| name.strip_suffix(".letterbox_u8")).unwrap();
     let (width, height, rgb) = letterboxed(&golden, id);
     let run = |network| {
-        let engine: Arc<dyn Engine> = engine::load(Arc::new(network)).unwrap();
+        let tier = engine::choose(Precision::Auto, None, None).unwrap();
+        let engine: Arc<dyn Engine> = engine::load(Arc::new(network), tier).unwrap();
         let mut found = Vec::new();
         let input = Input { width, height, rgb: &rgb };
         engine.worker().unwrap().run(input, 0.001, &mut found).unwrap();

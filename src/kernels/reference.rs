@@ -1,7 +1,7 @@
 //! One number at a time, as plainly as can be: what the other kernels are held to.
 
 use super::math::{from_bf16, silu, silu_coarse, to_bf16};
-use super::task::{Activation, Conv, Element, Pool, Store, Winograd};
+use super::task::{Activation, Conv, Element, Pool, Store, Winograd, weight_index};
 
 /// Reads and writes numbers at byte offsets.
 pub(super) struct View<'a> {
@@ -40,7 +40,7 @@ fn element(bytes: &[u8], element: Element, at: usize) -> f32 {
 }
 
 /// Some rows of a convolution.
-pub(super) fn conv(arena: &mut View<'_>, packed: &[u8], task: &Conv<'_>) {
+pub(super) fn conv(arena: &mut View<'_>, packed: &[u8], tiled: bool, task: &Conv<'_>) {
     let size = arena.element.bytes();
     for block in task.blocks {
         for row in 0..task.rows {
@@ -57,11 +57,7 @@ pub(super) fn conv(arena: &mut View<'_>, packed: &[u8], task: &Conv<'_>) {
                     for step in task.ksteps {
                         for c in 0..step.count {
                             let a = arena.get(step.from.of(row, x) + size * c);
-                            let at = match arena.element {
-                                Element::F32 => k * block.lanes + lane,
-                                // Pairs of elements lie together.
-                                Element::Bf16 => (k / 2 * block.lanes + lane) * 2 + k % 2,
-                            };
+                            let at = weight_index(arena.element, tiled, k, lane, block.lanes);
                             let w = element(packed, arena.element, block.weights + size * at);
                             sum = a.mul_add(w, sum);
                             k += 1;

@@ -65,8 +65,13 @@ impl Kernels {
             },
             Tier::Portable => portable::conv(arena.floats_mut(), floats(packed), task),
             _ => {
-                let element = self.tier.element();
-                reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, task);
+                let (element, tiled) = (self.tier.element(), self.tier.has_tiles());
+                reference::conv(
+                    &mut View { bytes: arena.bytes_mut(), element },
+                    packed,
+                    tiled,
+                    task,
+                );
             }
         }
     }
@@ -76,9 +81,9 @@ impl Kernels {
     /// # Panics
     /// As [`Kernels::conv`].
     pub fn conv_reference(&self, arena: &mut Memory, packed: &[u8], task: &Conv<'_>) {
-        let element = self.tier.element();
+        let (element, tiled) = (self.tier.element(), self.tier.has_tiles());
         check(arena.len(), packed, task, self.tier);
-        reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, task);
+        reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, tiled, task);
     }
 
     /// Whether [`Kernels::winograd`] is there and pays.

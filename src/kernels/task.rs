@@ -54,6 +54,22 @@ pub struct KStep {
     pub count: usize,
 }
 
+/// Where the weight of element `k` (counted over all K-steps) for a lane lies among those of its
+/// block, in elements.
+#[must_use]
+pub fn weight_index(element: Element, tiled: bool, k: usize, lane: usize, lanes: usize) -> usize {
+    let pair = match (element, tiled) {
+        (Element::F32, _) => return k * lanes + lane,
+        (Element::Bf16, false) => k / 2 * lanes + lane,
+        // Tiles of 16 pairs × 16 lanes, one or two for each 32 elements.
+        (Element::Bf16, true) => {
+            let tile = k / 32 * (lanes / 16) + lane / 16;
+            (tile * 16 + k % 32 / 2) * 16 + lane % 16
+        }
+    };
+    2 * pair + k % 2
+}
+
 /// What follows the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {

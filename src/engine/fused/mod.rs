@@ -35,6 +35,9 @@ pub struct Fused {
     shared: Arc<Shared>,
 }
 
+/// Beside the arena a worker has its lists, its stack and its share of the plans.
+const BESIDES: u64 = 2 << 20;
+
 /// What workers share.
 struct Shared {
     net: Net,
@@ -105,7 +108,7 @@ impl Engine for Fused {
 
     fn scratch_bytes(&self, width: usize, height: usize) -> u64 {
         let program = self.shared.program(width, height);
-        (program.plan.bytes + program.plan.scratch) as u64
+        (program.plan.bytes + program.plan.scratch) as u64 + BESIDES
     }
 
     fn worker(&self) -> Result<Box<dyn Worker>, EngineError> {

@@ -8,7 +8,7 @@ use super::super::api::EngineError;
 use super::super::fold::fold;
 use super::lower::{Conv, Kind, Net, Op, Part, Plane, Step};
 use crate::kernels::math::to_bf16;
-use crate::kernels::task::{Element, Winograd};
+use crate::kernels::task::{Element, Winograd, weight_index};
 use crate::kernels::{ALIGN, Memory};
 use crate::yolo::{Network, Op as Node};
 
@@ -132,20 +132,11 @@ impl Source<'_> {
             for element in 0..step.count {
                 for lane in 0..lanes {
                     let weight = self.weight(step, element, lane);
-                    match self.net.element {
-                        Element::F32 => memory.floats_mut()[at / 4 + k * lanes + lane] = weight,
-                        Element::Bf16 => {
-                            // Tiles: by line of 32 elements, then 16 lanes; else: by pair.
-                            let pair = match self.net.tiled {
-                                true => {
-                                    let tile = k / 32 * (lanes / 16) + lane / 16;
-                                    (tile * 16 + k % 32 / 2) * 16 + lane % 16
-                                }
-                                false => k / 2 * lanes + lane,
-                            };
-                            let pair = 2 * pair + k % 2;
-                            memory.halves_mut()[at / 2 + pair] = to_bf16(weight);
-                        }
+                    let Net { element: kind, tiled, .. } = *self.net;
+                    let index = weight_index(kind, tiled, k, lane, lanes);
+                    match kind {
+                        Element::F32 => memory.floats_mut()[at / 4 + index] = weight,
+                        Element::Bf16 => memory.halves_mut()[at / 2 + index] = to_bf16(weight),
                     }
                 }
                 k += 1;
