@@ -213,7 +213,15 @@ impl State {
     fn serve(&mut self, queue: &Receiver<Work>) {
         loop {
             let start = Instant::now();
-            let Ok(work) = queue.recv() else { return };
+            let work = match queue.try_recv() {
+                Ok(work) => work,
+                // The queue is empty: this thread will sleep.
+                Err(_) => {
+                    self.network.idle();
+                    let Ok(work) = queue.recv() else { return };
+                    work
+                }
+            };
             add(&self.idle.queue, start.elapsed());
             let Work { bytes, params, mut ticket, cancelled, reply } = work;
             let mut spent = Spent::default();

@@ -92,6 +92,10 @@ fn memory(error: std::io::Error) -> EngineError {
 }
 
 impl Worker for FusedWorker {
+    fn idle(&mut self) {
+        self.shared.kernels.idle();
+    }
+
     fn run(
         &mut self,
         input: Input<'_>,
