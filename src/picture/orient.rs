@@ -2,6 +2,8 @@
 
 use image::metadata::Orientation;
 
+use super::decode::empty;
+
 /// The orientation, 1 to 8, in an EXIF block; with or without the `Exif\0\0` that JPEG puts
 /// before it. `None` where it says nothing usable.
 pub(super) fn from_exif(block: &[u8]) -> Option<u8> {
@@ -9,13 +11,14 @@ pub(super) fn from_exif(block: &[u8]) -> Option<u8> {
     Orientation::from_exif_chunk(tiff).map(Orientation::to_exif)
 }
 
-/// Turn RGB pixels upright. Returns them with the upright width and height.
+/// Write RGB pixels upright into `out`. Returns the upright width and height.
 pub(super) fn upright(
-    rgb: Vec<u8>,
+    rgb: &[u8],
     width: u32,
     height: u32,
     orientation: u8,
-) -> (Vec<u8>, u32, u32) {
+    out: &mut Vec<u8>,
+) -> (u32, u32) {
     let (w, h) = (width as usize, height as usize);
     // Where the upright picture's first pixel lies in the stored one, and how far (in pixels) one
     // step to the right and one step down in the upright picture moves there.
@@ -29,10 +32,10 @@ pub(super) fn upright(
         6 => (last - (row - 1), -row, column),
         7 => (last, -row, -column),
         8 => (row - 1, row, -column),
-        _ => return (rgb, width, height),
+        _ => (0, column, row),
     };
     let (width, height) = if orientation >= 5 { (height, width) } else { (width, height) };
-    let mut out = Vec::with_capacity(rgb.len());
+    empty(out, rgb.len());
     for y in 0..height as isize {
         let mut at = start + y * down;
         for _ in 0..width {
@@ -41,5 +44,5 @@ pub(super) fn upright(
             at += right;
         }
     }
-    (out, width, height)
+    (width, height)
 }
