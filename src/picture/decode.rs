@@ -111,16 +111,22 @@ pub(super) fn empty(buffer: &mut Vec<u8>, length: usize) {
     }
 }
 
-/// Make `buffer` hold `length` zeros: a decoder that leaves out pixels must not show an earlier
-/// picture's.
-pub(super) fn zeros(buffer: &mut Vec<u8>, length: usize) {
+/// Make `buffer` hold `length` bytes of whatever is there, for who writes all of them.
+pub(super) fn sized(buffer: &mut Vec<u8>, length: usize) {
     if buffer.capacity() < length {
         *buffer = Vec::new();
         *buffer = vec![0; length]; // untouched memory is zero already
-    } else {
-        buffer.clear();
-        buffer.resize(length, 0);
     }
+    buffer.resize(length, 0);
+}
+
+/// Make `buffer` hold `length` zeros: a decoder that leaves out pixels must not show an earlier
+/// picture's.
+pub(super) fn zeros(buffer: &mut Vec<u8>, length: usize) {
+    if buffer.capacity() >= length {
+        buffer.clear();
+    }
+    sized(buffer, length);
 }
 
 /// Give back a buffer that is too large to be kept.

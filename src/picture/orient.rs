@@ -2,7 +2,7 @@
 
 use image::metadata::Orientation;
 
-use super::decode::empty;
+use super::decode::sized;
 
 /// The orientation, 1 to 8, in an EXIF block; with or without the `Exif\0\0` that JPEG puts
 /// before it. `None` where it says nothing usable.
@@ -10,6 +10,10 @@ pub(super) fn from_exif(block: &[u8]) -> Option<u8> {
     let tiff = block.strip_prefix(b"Exif\0\0").unwrap_or(block);
     Orientation::from_exif_chunk(tiff).map(Orientation::to_exif)
 }
+
+/// Sides in pixels of the squares in which pixels are moved: where rows become columns, all lines
+/// of a square stay in the cache until they are used up.
+const TILE: usize = 32;
 
 /// Write RGB pixels upright into `out`. Returns the upright width and height.
 pub(super) fn upright(
@@ -35,13 +39,21 @@ pub(super) fn upright(
         _ => (0, column, row),
     };
     let (width, height) = if orientation >= 5 { (height, width) } else { (width, height) };
-    empty(out, rgb.len());
-    for y in 0..height as isize {
-        let mut at = start + y * down;
-        for _ in 0..width {
-            let i = at as usize * 3;
-            out.extend_from_slice(&rgb[i..i + 3]);
-            at += right;
+    sized(out, rgb.len());
+    let line = width as usize * 3;
+    let across = if orientation >= 5 { TILE } else { width as usize };
+    for (band, lines) in out.chunks_mut((TILE * line).max(1)).enumerate() {
+        for left in (0..width as usize).step_by(across) {
+            for (y, line) in lines.chunks_exact_mut(line).enumerate() {
+                let y = (band * TILE + y) as isize;
+                let mut at = start + y * down + left as isize * right;
+                let part = line.len().min((left + across) * 3);
+                for to in line[left * 3..part].chunks_exact_mut(3) {
+                    let i = at as usize * 3;
+                    to.copy_from_slice(&rgb[i..i + 3]);
+                    at += right;
+                }
+            }
         }
     }
     (width, height)

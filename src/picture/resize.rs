@@ -45,7 +45,7 @@ impl Axis {
             return;
         }
         let scale = f64::from(from) / f64::from(to);
-        let largest = (0..to).map(|at| weights(at, scale, from).1).flatten().fold(0.0, f64::max);
+        let largest = (0..to).flat_map(|at| weights(at, scale, from).1).fold(0.0, f64::max);
         // As many bits as the largest weight leaves in 16 with a sign.
         self.precision = if (largest * f64::from(1 << 15)).round() >= 32768.0 { 14 } else { 15 };
         let one = f64::from(1 << self.precision);
