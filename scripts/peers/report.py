@@ -24,8 +24,8 @@ def ratio(base, row):
 
 
 def peak_of(result, precision):
-    """The most that one core did, in GFLOP/s, with what is best for a precision."""
-    peaks = {key: median(values) for key, values in result.get("peaks", {}).items() if values}
+    """The most that one core did in any round, in GFLOP/s, with what is best for a precision."""
+    peaks = {key: max(values) for key, values in result.get("peaks", {}).items() if values}
     if precision == "f32":
         return peaks.get("f32_fma")
     return max(peaks.values(), default=None)
@@ -36,7 +36,7 @@ def table(section, result):
     flops = any(row["gflop"] for row in section["rows"])
     workers = 1 if section["section"] == "latency" else result["workers"]
     head = ["", "images/s"]
-    head += ["ms for one picture on a core", "GFLOP/s", "share of the peak"] if flops else []
+    head += ["ms for one picture on a core", "GFLOP/s", "share of the best peak"] if flops else []
     head += [f"{base['name']}, times this" for base in bases] + ["others' cores"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for row in section["rows"]:

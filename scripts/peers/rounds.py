@@ -105,6 +105,7 @@ class Row:
     base: bool = False  # the ratios of the section are taken to this row
     rates: list = field(default_factory=list)  # None where a round gave nothing
     others: list = field(default_factory=list)
+    per_core_second: list = field(default_factory=list)  # of peers: hardly changes when others are busy
     why: str | None = None
 
 
@@ -152,8 +153,6 @@ class Command:
         self.command, self.timeout = [str(part) for part in command], timeout
 
     def start(self, _log):
-        if self.command[0] == "none":
-            raise NotRun("left out")
         if not os.access(self.command[0], os.X_OK):
             raise NotRun(f"there is no {Path(self.command[0]).name}")
         return {}
@@ -313,7 +312,7 @@ SECTIONS = {  # name: title, and what the reader must know
 
 
 def run_section(name, bench, args, patience, log, peaks):
-    rows = getattr(bench, name)()
+    rows = [row for row in getattr(bench, name)() if row.contestant.command[0] != "none"]
     about = {}
     contestants = list({id(row.contestant): row.contestant for row in rows}.values())
     dead = {}
@@ -340,6 +339,7 @@ def run_section(name, bench, args, patience, log, peaks):
                     rate = said.get(row.key)
                     row.rates.append(rate)
                     row.others.append(others)
+                    row.per_core_second.append(said["images"] / said["cpu_seconds"] if "images" in said else None)
                     row.why = dead.get(id(contestant)) or (None if rate else f"no {row.key}")
                     if rate:
                         print(f"{name} {number + 1}/{args.rounds}: {row.name}: {rate:.2f} images/s"
@@ -349,7 +349,7 @@ def run_section(name, bench, args, patience, log, peaks):
             contestant.stop()
     title, note = SECTIONS[name]
     note = note.format(workers=args.workers, pictures=args.pictures, whole_count=args.whole_count)
-    kept = ("name", "precision", "gflop", "base", "why", "rates", "others")
+    kept = ("name", "precision", "gflop", "base", "why", "rates", "others", "per_core_second")
     section = {"section": name, "title": title, "note": note,
                "rows": [{key: getattr(row, key) for key in kept} for row in rows]}
     for line in report.not_run(section):
