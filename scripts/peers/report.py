@@ -5,6 +5,7 @@ import re
 from html import escape
 from statistics import median
 
+QUIET = 0.2  # cores that others may use without disturbing
 COLOURS = {"haul": "#c2410c", "peer": "#64748b"}
 
 
@@ -37,6 +38,8 @@ def table(section, result):
     workers = 1 if section["section"] == "latency" else result["workers"]
     head = ["", "images/s"]
     head += ["ms for one picture on a core", "GFLOP/s", "share of the best peak"] if flops else []
+    thrift = any(present(row["per_core_second"]) for row in section["rows"])
+    head += ["images per core-second"] if thrift else []
     head += [f"{base['name']}, times this" for base in bases] + ["others' cores"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for row in section["rows"]:
@@ -49,6 +52,9 @@ def table(section, result):
             work = middle * row["gflop"]
             peak = peak_of(result, row["precision"])
             cells += [f"{1000 * workers / middle:.1f}", f"{work:.0f}", f"{work / workers / peak:.0%}" if peak else ""]
+        if thrift:
+            known = present(row["per_core_second"])
+            cells.append(f"{median(known):.1f}" if known else "")
         cells += ["" if base is row else ratio(base, row) for base in bases]
         cells.append(f"{median([o for o in row['others'] if o is not None]):.2f}")
         lines.append("| " + " | ".join(cells) + " |")
@@ -64,13 +70,19 @@ def not_run(section):
     return [f"{'; '.join(names)} ({why})" for why, names in reasons.items()]
 
 
+def disturbed(section):
+    known = {row["name"]: [o for o in row["others"] if o is not None] for row in section["rows"]}
+    return [name for name, others in known.items() if others and median(others) > QUIET]
+
+
 def markdown(result, name):
     machine = result["machine"]
     out = [
         "# haul and its peers", "",
         "Medians of rounds in which all took turns, with the smallest and the largest in brackets; ratios are taken "
         "within each round, so they need not be the ratios of the medians. \"Others' cores\" is what the rest of the machine used meanwhile; "
-        "what was disturbed by more than a fifth of a core was measured again, while patience lasted.", "",
+        "what was disturbed by more than a fifth of a core was measured again, while patience lasted. "
+        "Images per core-second, where known, is by the time that the processors worked for a program: others hardly change it.", "",
         f"- machine: {machine['cpu']} (family/model {machine['family']}), {machine['cores']} cores; {', '.join(machine['flags'])}",
         f"- date: {result['date']}",
         f"- command: `{result['command']}`: {result['rounds']} rounds of {result['seconds']:g} s",
@@ -84,6 +96,8 @@ def markdown(result, name):
     out += ["", f"![images a second]({name}.svg)"]
     for section in result["sections"]:
         out += ["", f"## {section['title']}", "", section["note"], "", *table(section, result)]
+        if busy := disturbed(section):
+            out += ["", f"Disturbed by others in most rounds, so no measure of: {'; '.join(busy)}."]
         for line in not_run(section):
             out += ["", f"Not run: {line}."]
     return "\n".join(out) + "\n"

@@ -52,8 +52,6 @@ class Others:
 class Patience:
     """Waits for a quiet moment, and measures again what was disturbed, for so many seconds in all."""
 
-    QUIET = 0.2  # cores that others may use
-
     def __init__(self, seconds):
         self.left = seconds
 
@@ -64,7 +62,7 @@ class Patience:
             others, start = Others(), time.monotonic()
             said = contestant.go(seconds, log)
             used = others.cores(said["cpu_seconds"])
-            if used <= self.QUIET or self.left <= 0:
+            if used <= report.QUIET or self.left <= 0:
                 return said, used
             self.left -= time.monotonic() - start
 
@@ -72,7 +70,7 @@ class Patience:
         while self.left > 0:
             others = Others()
             time.sleep(0.5)
-            if others.cores(0) <= self.QUIET:
+            if others.cores(0) <= report.QUIET:
                 return
             self.left -= 0.5
 
@@ -105,7 +103,7 @@ class Row:
     base: bool = False  # the ratios of the section are taken to this row
     rates: list = field(default_factory=list)  # None where a round gave nothing
     others: list = field(default_factory=list)
-    per_core_second: list = field(default_factory=list)  # of peers: hardly changes when others are busy
+    per_core_second: list = field(default_factory=list)  # hardly changes when others are busy
     why: str | None = None
 
 
@@ -134,6 +132,7 @@ class Python:
             raise NotRun("it has ended") from None
         said = self.hear()
         said["images_per_second"] = said["images"] / said["seconds"]
+        said["images_per_core_second"] = said["images"] / said["cpu_seconds"]
         return said
 
     def stop(self):
@@ -339,7 +338,7 @@ def run_section(name, bench, args, patience, log, peaks):
                     rate = said.get(row.key)
                     row.rates.append(rate)
                     row.others.append(others)
-                    row.per_core_second.append(said["images"] / said["cpu_seconds"] if "images" in said else None)
+                    row.per_core_second.append(said.get(row.key.replace("per_second", "per_core_second")))
                     row.why = dead.get(id(contestant)) or (None if rate else f"no {row.key}")
                     if rate:
                         print(f"{name} {number + 1}/{args.rounds}: {row.name}: {rate:.2f} images/s"
