@@ -330,7 +330,14 @@ fn time_one_picture() {
     let mut workers: Vec<_> = tiers
         .into_iter()
         .filter(|&tier| Cpu::get().has(tier))
-        .map(|tier| (tier, Fused::new(&model.network, tier).unwrap().worker().unwrap(), Vec::new()))
+        .flat_map(|tier| {
+            let engine = Fused::new(&model.network, tier).unwrap();
+            let two = engine.team_worker(2.try_into().unwrap()).unwrap();
+            [
+                (format!("{tier} on one core"), engine.fused_worker().unwrap(), Vec::new()),
+                (format!("{tier} on two cores"), two, Vec::new()),
+            ]
+        })
         .collect();
     let mut found = Vec::new();
     for _ in 0..30 {
