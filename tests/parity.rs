@@ -9,7 +9,7 @@ use common::formula::{Scale, input};
 use common::parity_data;
 use haul::engine::candle::Candle;
 use haul::engine::fused::Fused;
-use haul::engine::{self, Engine, Input, Precision, RawHead, RawLevel};
+use haul::engine::{self, Engine, Input, Precision, RawHead, RawLevel, Worker};
 use haul::kernels::{Cpu, Tier};
 use haul::model;
 use haul::yolo::Network;
