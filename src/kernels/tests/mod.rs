@@ -24,6 +24,14 @@ fn tiers() -> impl Iterator<Item = Kernels> {
     Tier::ALL.into_iter().filter(|&tier| Cpu::get().has(tier)).filter_map(Kernels::new)
 }
 
+/// Says what is tested here, for whoever runs the tests where not all tiers can be.
+#[test]
+fn tiers_of_this_cpu() {
+    let names: Vec<_> = tiers().map(|kernels| kernels.tier().name()).collect();
+    println!("tiers: {}", names.join(" "));
+    assert!(names.ends_with(&["portable", "reference"]));
+}
+
 /// Whether two numbers are the same as far as anybody may ask.
 fn same(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
