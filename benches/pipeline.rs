@@ -1,4 +1,4 @@
-//! Where a picture's time goes with the f32 reference: the base line for every later engine.
+//! Where a picture's time goes with the engine that this CPU gets.
 //!
 //! `cargo bench` runs it on the model and pictures that come with haul; with HAUL_BENCH_MODEL and
 //! HAUL_BENCH_PICTURE it runs on any others. One thread, as a worker has.
@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use haul::engine::{self, Input};
-use haul::picture::{Letterbox, Letterboxer, Limits, Truncated, decode, probe};
-use haul::yolo::{NmsOptions, nms};
+use haul::engine::{self, Input, Precision};
+use haul::picture::{Decoder, Letterbox, Letterboxer, Limits, Truncated, decode, probe};
+use haul::yolo::{Nms, NmsOptions};
 
 fn setting(name: &str, default: &str) -> PathBuf {
     let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(default);
@@ -30,7 +30,8 @@ fn pipeline(criterion: &mut Criterion) {
     let geometry = Letterbox::new(picture.width, picture.height, imgsz, false);
     let mut letterboxer = Letterboxer::new();
     let rgb = letterboxer.run(&picture, &geometry).expect("it can be resized").to_vec();
-    let network = engine::load(Arc::new(model.network)).expect("the engine takes the model");
+    let network = engine::open(Arc::new(model.network), Precision::Auto, None)
+        .expect("the engine takes the model");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
     let mut worker = network.worker().expect("a worker");
     let (width, height) = (geometry.width as usize, geometry.height as usize);
@@ -50,13 +51,17 @@ fn pipeline(criterion: &mut Criterion) {
     let mut candidates = Vec::new();
     let mut group = criterion.benchmark_group("picture");
     group.sample_size(10);
-    group.bench_function("decode", |b| b.iter(|| black_box(decode(&bytes, &header, &limits))));
+    let mut decoder = Decoder::new();
+    group.bench_function("decode", |b| {
+        b.iter(|| black_box(decoder.run(&bytes, &header, &limits).map(|picture| picture.width)));
+    });
     group.bench_function("letterbox", |b| {
         b.iter(|| black_box(letterboxer.run(&picture, &geometry).map(<[u8]>::len)));
     });
     group.bench_function("infer", |b| b.iter(|| infer(&mut candidates)));
     group.bench_function("nms", |b| {
-        let each = |candidates: &mut Vec<_>| nms(&options, candidates);
+        let mut nms = Nms::new();
+        let each = |candidates: &mut Vec<_>| nms.run(&options, candidates);
         b.iter_batched_ref(|| candidates.clone(), each, BatchSize::SmallInput);
     });
     group.finish();

@@ -89,6 +89,10 @@ fn mistakes_are_exit_2_and_named() {
     let run = || Haul::run(photos.path(), &out);
     run().args(["--conf", "2"]).exits(2).says("--conf is 2");
     run().args(["--classes", "unicorn"]).exits(2).says("no class `unicorn`");
+    run().args(["--precision", "f16"]).exits(2).says("it is auto, f32 or bf16");
+    run().env("HAUL_CPU_TIER", "mmx").exits(2).says("HAUL_CPU_TIER: `mmx` is no tier");
+    let contradiction = run().env("HAUL_CPU_TIER", "portable").args(["--precision", "bf16"]);
+    contradiction.exits(2).says("`portable` does not compute in bf16");
     run().args(["--include", "[z"]).exits(2).says("--include `[z` is not a pattern");
     run().args(["--memory-budget", "1MiB"]).exits(2).says("one worker needs");
     run().args(["--new", "--no-lock"]).exits(2).says("--new needs the lock");
@@ -153,13 +157,13 @@ fn a_file_a_list_and_standard_input() {
 
 #[test]
 fn who_holds_the_output_is_named_and_waited_for() {
-    let photos = folder(400);
+    let photos = folder(30);
     let root = tempfile::tempdir().unwrap();
     let out = root.path().join("out");
-    let mut first = Haul::run(photos.path(), &out).args(["--imgsz", "160"]).spawn();
+    let mut first = Haul::run(photos.path(), &out).slowly().spawn();
     wait_for(&out.join("_manifest/job.json"), &mut first);
     let holder = format!("process {}", first.id());
-    let second = || Haul::run(photos.path(), &out).args(["--imgsz", "160"]);
+    let second = || Haul::run(photos.path(), &out);
     second().exits(11).says(&holder);
     second().args(["--if-locked", "skip"]).exits(0).says(&holder);
     second().args(["--if-locked", "wait=50ms"]).exits(11);

@@ -3,9 +3,11 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use common::binary::{Haul, lines};
 use common::parity_data;
+use haul::engine::{Precision, choose};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -54,10 +56,25 @@ fn lonely(these: &[Box], those: &[Box]) -> (usize, usize) {
 #[test]
 fn boxes_on_photographs_are_those_of_ultralytics() {
     let Some(data) = parity_data() else { return };
+    partners(&data, "f32", 1);
+}
+
+#[test]
+fn boxes_in_bf16_are_nearly_those_of_ultralytics() {
+    let Some(data) = parity_data() else { return };
+    if choose(Precision::Bf16, None, None).is_err() {
+        println!("skipped: this CPU has no bf16");
+        return;
+    }
+    partners(&data, "bf16", 4);
+}
+
+/// Both ways, at most so many of a hundred detections may have no partner.
+fn partners(data: &Path, precision: &str, percent: usize) {
     let out = tempfile::tempdir().unwrap();
     let out = out.path().join("out");
     Haul::new("run")
-        .args(["--conf", "0.25", "--model"])
+        .args(["--precision", precision, "--conf", "0.25", "--model"])
         .arg(data.join("weights/yolov8n.pt"))
         .arg("--input")
         .arg(data.join("coco/images"))
@@ -87,8 +104,13 @@ fn boxes_on_photographs_are_those_of_ultralytics() {
         let (alone, all) = lonely(&found, &golden.detections);
         (extra, ours) = (extra + alone, ours + all);
     }
-    println!("{missing} of {theirs} golden detections have no partner, {extra} of ours {ours}");
+    println!(
+        "{precision}: {missing} of {theirs} golden detections have no partner, {extra} of ours {ours}"
+    );
     assert!(theirs > 300);
-    assert!(missing * 100 <= theirs, "{missing} of {theirs} golden detections have no partner");
-    assert!(extra * 100 <= ours, "{extra} of our {ours} detections have no partner");
+    assert!(
+        missing * 100 <= percent * theirs,
+        "{missing} of {theirs} golden detections have no partner"
+    );
+    assert!(extra * 100 <= percent * ours, "{extra} of our {ours} detections have no partner");
 }

@@ -10,7 +10,7 @@ use common::formula::{Scale, input};
 use common::parity_data;
 use haul::engine::candle::Candle;
 use haul::engine::fused::Fused;
-use haul::engine::{self, Engine, Input, RawHead, RawLevel};
+use haul::engine::{self, Engine, Input, Precision, RawHead, RawLevel};
 use haul::kernels::{Cpu, Tier};
 use haul::model;
 use haul::yolo::Network;
@@ -348,7 +348,8 @@ fn conversion_changes_no_bit() {
     let id = names.iter().find_map(|name| name.strip_suffix(".letterbox_u8")).unwrap();
     let (width, height, rgb) = letterboxed(&golden, id);
     let run = |network| {
-        let engine: Arc<dyn Engine> = engine::load(Arc::new(network)).unwrap();
+        let tier = engine::choose(Precision::Auto, None, None).unwrap();
+        let engine: Arc<dyn Engine> = engine::load(Arc::new(network), tier).unwrap();
         let mut found = Vec::new();
         let input = Input { width, height, rgb: &rgb };
         engine.worker().unwrap().run(input, 0.001, &mut found).unwrap();
@@ -365,8 +366,8 @@ fn other_tasks_are_refused_by_name() {
     assert!(error.contains("yolov8n-seg.pt` is a segment model; haul runs YOLOv8 detect"));
 }
 
-/// Not a test: `cargo test --release --test parity -- --ignored --nocapture`, with
-/// RAYON_NUM_THREADS=1 and CANDLE_NUM_THREADS=1, says what one picture costs.
+/// Not a test: `cargo test --release --test parity -- --ignored --nocapture` says what one picture
+/// costs on one core, the tiers in turn.
 #[test]
 #[ignore = "a measurement"]
 fn time_one_picture() {
@@ -374,23 +375,29 @@ fn time_one_picture() {
     let model = model::read(&data.join("weights/yolov8n.pt")).unwrap();
     let (width, height) = (640, 640);
     let rgb: Vec<u8> = (0..3 * width * height).map(|i| (i * 7 % 251) as u8).collect();
-    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    for tier in Tier::ALL {
-        if !Cpu::get().has(tier) || tier == Tier::Reference {
-            continue;
+    let tiers = [Tier::Avx512Bf16, Tier::Avx512, Tier::Avx2];
+    let mut workers: Vec<_> = tiers
+        .into_iter()
+        .filter(|&tier| Cpu::get().has(tier))
+        .flat_map(|tier| {
+            let engine = Fused::new(&model.network, tier).unwrap();
+            let two = engine.team_worker(2.try_into().unwrap()).unwrap();
+            [
+                (format!("{tier} on one core"), engine.fused_worker().unwrap(), Vec::new()),
+                (format!("{tier} on two cores"), two, Vec::new()),
+            ]
+        })
+        .collect();
+    let mut found = Vec::new();
+    for _ in 0..30 {
+        for (_, worker, times) in &mut workers {
+            let started = std::time::Instant::now();
+            worker.run(Input { width, height, rgb: &rgb }, 0.25, &mut found).unwrap();
+            times.push(started.elapsed());
         }
-        let engine = Fused::new(&model.network, tier).unwrap();
-        let mut worker = engine.worker().unwrap();
-        let mut found = Vec::new();
-        let mut times: Vec<_> = (0..15)
-            .map(|_| {
-                let started = std::time::Instant::now();
-                let input = Input { width, height, rgb: &rgb };
-                one.install(|| worker.run(input, 0.25, &mut found)).unwrap();
-                started.elapsed()
-            })
-            .collect();
+    }
+    for (tier, _, times) in &mut workers {
         times.sort();
-        println!("{tier} {}: best {:?}, median {:?}", engine.numeric_class(), times[0], times[7]);
+        println!("{tier}: best {:?}, median {:?}", times[0], times[times.len() / 2]);
     }
 }

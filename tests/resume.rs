@@ -143,6 +143,72 @@ fn verify_names_what_was_altered() {
     Haul::new("verify").arg(&out).exits(1).says("line 1 breaks the schema");
 }
 
+#[test]
+fn a_job_goes_on_in_its_numeric_class_or_not_at_all() {
+    use haul::engine::candle::Candle;
+    use haul::kernels::{Cpu, Tier};
+    let photos = folder(8);
+    let root = tempfile::tempdir().unwrap();
+    let class = |out: &Path| {
+        let text = fs::read_to_string(out.join("_manifest/job.json")).unwrap();
+        let job: serde_json::Value = serde_json::from_str(&text).unwrap();
+        job["fingerprint"]["numeric_class"].as_str().unwrap().to_owned()
+    };
+    // As if another run had been killed before its last mini-batch.
+    let unfinish = |out: &Path| {
+        fs::remove_file(out.join("_SUCCESS.json")).unwrap();
+        fs::remove_file(out.join("_manifest/done/00000002.json")).unwrap();
+        fs::remove_file(out.join("part-00000002.jsonl")).unwrap();
+    };
+    // On whatever tier of a class it is begun, all of them go on with the same bytes.
+    let mut whole = None;
+    for begun in [Tier::Avx512, Tier::Avx2, Tier::Reference] {
+        if !Cpu::get().has(begun) {
+            continue;
+        }
+        let out = root.path().join(begun.name());
+        let run = || Haul::run(photos.path(), &out).args(SMALL_BATCHES);
+        run().env("HAUL_CPU_TIER", begun.name()).exits(0);
+        assert_eq!(class(&out), "f32");
+        let bytes = whole.get_or_insert_with(|| concatenated(&out)).clone();
+        assert!(concatenated(&out) == bytes, "{begun} gave other bytes");
+        unfinish(&out);
+        run().exits(0);
+        unfinish(&out);
+        Haul::new("resume")
+            .arg(&out)
+            .env("HAUL_CPU_TIER", "portable")
+            .exits(2)
+            .says("numeric_class was \"f32\", is \"f32-portable");
+        Haul::new("resume").arg(&out).exits(0);
+        assert!(concatenated(&out) == bytes, "{begun} was not gone on with");
+        run().args(["--precision", "f32"]).exits(0);
+        if haul::engine::choose(haul::engine::Precision::Bf16, None, None).is_ok() {
+            run()
+                .args(["--precision", "bf16"])
+                .exits(2)
+                .says("numeric_class was \"f32\", is \"bf16");
+        }
+    }
+    // A job of another machine, and one that an earlier version began with candle.
+    let out = root.path().join("portable");
+    let run = || Haul::run(photos.path(), &out).args(SMALL_BATCHES);
+    run().env("HAUL_CPU_TIER", "portable").exits(0);
+    let job = out.join("_manifest/job.json");
+    let (text, was) = (fs::read_to_string(&job).unwrap(), class(&out));
+    for (class, code) in [("bf16-quantum", 2), ("candle-f32-abacus", 2), (Candle::class(), 0)] {
+        fs::write(&job, text.replace(&was, class)).unwrap();
+        let ran = run().exits(code);
+        assert!(
+            code == 0 || ran.stderr.contains(&format!("numeric class is `{class}`")),
+            "{ran:?}"
+        );
+    }
+    unfinish(&out);
+    run().exits(0).says(Candle::class());
+    run().args(["--precision", "f32"]).exits(0);
+}
+
 /// Runs until it ends by itself, killed at every moment in `after`.
 fn kill_and_go_on(photos: &Path, out: &Path, after: impl Iterator<Item = u64>) -> (Ran, usize) {
     let mut kills = 0;
@@ -181,17 +247,17 @@ fn sigkill_loses_nothing() {
 
 #[test]
 fn sigterm_ends_with_75_and_the_same_command_goes_on() {
-    let photos = folder(600);
+    let photos = folder(60);
     let root = tempfile::tempdir().unwrap();
     let out = root.path().join("out");
-    let mut child =
-        Haul::run(photos.path(), &out).args(["--max-images", "20", "--imgsz", "160"]).spawn();
+    let run = Haul::run(photos.path(), &out).args(["--max-images", "2", "--grace", "1s"]);
+    let mut child = run.slowly().spawn();
     wait_for(&out.join("_manifest/done/00000000.json"), &mut child);
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     let ran = Ran::of(child.wait_with_output().unwrap());
     assert_eq!(ran.code, 75, "{}", ran.stderr);
-    assert!(ran.stderr.contains("interrupted: 600 planned"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("interrupted: 60 planned"), "{}", ran.stderr);
     Haul::new("status").arg(&out).exits(75);
     Haul::new("verify").arg(&out).exits(75);
     Haul::new("export").arg(&out).args(["--to", "csv"]).exits(2).says("is not finished");
@@ -234,12 +300,12 @@ fn a_mini_batch_that_takes_too_long_fails_and_is_tried_again() {
 #[test]
 fn a_second_signal_stops_at_once() {
     use nix::sys::signal::{Signal, kill};
-    let photos = folder(120);
+    let photos = folder(40);
     let root = tempfile::tempdir().unwrap();
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
         let out = root.path().join(code.to_string());
-        let run = Haul::run(photos.path(), &out).args(["--imgsz", "320", "--max-images", "40"]);
-        let mut child = run.args(["--grace", "5m"]).spawn();
+        let run = Haul::run(photos.path(), &out).args(["--max-images", "4", "--grace", "5m"]);
+        let mut child = run.slowly().spawn();
         // Then the rate is known, and a whole mini-batch that fits the grace is left to do.
         wait_for(&out.join("_manifest/done/00000000.json"), &mut child);
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());

@@ -1,10 +1,8 @@
 //! What all executors have in common.
 
-use std::sync::Arc;
-
 use thiserror::Error;
 
-use crate::yolo::{Candidate, Network};
+use crate::yolo::Candidate;
 
 /// Rises whenever the same picture and model may give other bytes than before within a numeric
 /// class. Part of a job's fingerprint.
@@ -69,6 +67,10 @@ pub trait Worker: Send {
         conf: f32,
         candidates: &mut Vec<Candidate>,
     ) -> Result<(), EngineError>;
+
+    /// To be called before the thread waits for work: gives back what makes it expensive for the
+    /// operating system to switch to another thread.
+    fn idle(&mut self) {}
 }
 
 /// Why an executor could not do its work.
@@ -92,6 +94,34 @@ pub enum EngineError {
     Tier {
         /// Their name.
         tier: &'static str,
+    },
+    /// `HAUL_CPU_TIER` cannot be obeyed.
+    #[error("HAUL_CPU_TIER: {reason}")]
+    Forced {
+        /// Why.
+        reason: String,
+    },
+    /// This CPU has no kernels of the precision asked for.
+    #[error(
+        "--precision {precision} needs a CPU with {needs}, which this one is not: {cpu} (use --precision f32, or auto)"
+    )]
+    Precision {
+        /// What was asked for.
+        precision: &'static str,
+        /// What has it.
+        needs: &'static str,
+        /// This CPU.
+        cpu: String,
+    },
+    /// A job cannot go on in its numeric class here.
+    #[error(
+        "the job's numeric class is `{class}`, and this CPU computes in {here} (go on where it was begun, or start over with --new or another --output; `haul doctor` lists what a CPU has)"
+    )]
+    Class {
+        /// The job's.
+        class: String,
+        /// Those of this CPU.
+        here: String,
     },
     /// The executor cannot run this graph.
     #[error("`{step}` is nothing this executor can do. This is a bug.")]
@@ -125,15 +155,4 @@ pub enum EngineError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-}
-
-/// Prepares `network` for execution on this machine.
-///
-/// The engine keeps its own form of the weights and drops its reference to `network`: who wants
-/// the memory back drops theirs too.
-///
-/// # Errors
-/// [`EngineError`] names the convolution whose weights could not be prepared.
-pub fn load(network: Arc<Network>) -> Result<Arc<dyn Engine>, EngineError> {
-    Ok(Arc::new(super::candle::Candle::new(&network)?))
 }

@@ -1,7 +1,8 @@
 //! Executors of the network.
 //!
 //! An [`Engine`] holds the weights and is shared; a [`Worker`] holds the working memory and
-//! belongs to one thread. Which executor it is, only [`load`] knows: another one is added there.
+//! belongs to one thread. Which executor it is, only [`choose()`] and [`open`] know: another one is
+//! added there.
 //! Everything after the last convolution (scores, boxes, NMS) is `yolo`'s and the same for all.
 //!
 //! No executor starts threads of its own. candle's kernels split their work over the rayon pool
@@ -11,9 +12,11 @@
 
 mod api;
 pub mod candle;
+mod choose;
 mod fold;
 pub mod fused;
 mod head;
 
-pub use api::{Engine, EngineError, Input, NUMERICS_VERSION, Worker, load};
+pub use api::{Engine, EngineError, Input, NUMERICS_VERSION, Worker};
+pub use choose::{Precision, TIER_VARIABLE, choose, forced, load, open};
 pub use head::{RawHead, RawLevel};

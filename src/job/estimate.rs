@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::exit::JobError;
+use super::fingerprint::numeric_class;
+use super::manifest::Manifest;
 use super::plan::{Cutter, PlanSummary, Segment};
 use super::planner::Terms;
 use super::runner::pool_params;
 use super::select::Names;
-use super::session::{Stdin, load_model, open_source};
+use super::session::{Stdin, load_model, open_output, open_source};
 use super::since::{Known, resolve};
 use super::spec::Spec;
 use crate::pool::{Budget, Pool, Work};
@@ -44,7 +46,9 @@ pub struct Estimate {
 /// # Errors
 /// When model or input cannot be read.
 pub fn dry_run(spec: &Spec) -> Result<Estimate, JobError> {
-    let loaded = load_model(spec)?;
+    // A job that is there already goes on in its own arithmetic.
+    let job = Manifest::new(open_output(&spec.output)).job()?;
+    let loaded = load_model(spec, job.as_ref().and_then(numeric_class))?;
     let source = open_source(spec, Stdin::Read(None))?;
     let names = Names::new(spec)?;
     let known = Known::open(&resolve(&spec.since, &spec.output)?.ancestors)?;

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::exit::JobError;
 use super::line::LINE_SCHEMA;
+use super::manifest::Job;
 use super::spec::{Input, Spec};
 use crate::engine::NUMERICS_VERSION;
 use crate::picture::{DECODERS, Truncated};
@@ -27,6 +28,15 @@ pub struct ModelFacts {
     pub classes: Option<Vec<u32>>,
     /// The engine's numeric class.
     pub numeric_class: String,
+}
+
+/// The name of the arithmetic in a fingerprint.
+const NUMERIC_CLASS: &str = "numeric_class";
+
+/// The numeric class of a job that exists.
+#[must_use]
+pub(super) fn numeric_class(job: &Job) -> Option<&str> {
+    job.fingerprint.get(NUMERIC_CLASS)?.as_str()
 }
 
 /// The fingerprint of a job.
@@ -53,7 +63,7 @@ pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
     let fields = [
         ("weights", json!(model.sha256)),
         ("labels", json!(model.labels)),
-        ("numeric_class", json!(model.numeric_class)),
+        (NUMERIC_CLASS, json!(model.numeric_class)),
         ("numerics_version", json!(NUMERICS_VERSION)),
         ("conf", json!(spec.conf)),
         ("iou", json!(spec.iou)),

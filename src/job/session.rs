@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::exit::JobError;
-use super::fingerprint::{ModelFacts, check, fingerprint};
+use super::fingerprint::{ModelFacts, check, fingerprint, numeric_class};
 use super::line::longest_line;
 use super::manifest::{Job, MANIFEST_SCHEMA, Manifest};
 use super::memory::{Needs, Shares, divide};
@@ -21,6 +21,7 @@ use super::spec::{IfLocked, Input, Spec};
 use super::terminal::Terminal;
 use crate::engine::{self, Engine};
 use crate::model;
+use crate::pool;
 use crate::store::{
     Listed, LocalSource, LocalStore, Lock, LockError, Skip, Source, SourceOptions, Store,
 };
@@ -81,11 +82,12 @@ pub enum Opened {
     Nothing(String),
 }
 
-/// Reads the model that a job asks for.
+/// Reads the model that a job asks for, for the numeric class that the job has, if it has one.
 ///
 /// # Errors
-/// When it cannot be read, is no YOLOv8 detector, or lacks a class that was asked for.
-pub fn load_model(spec: &Spec) -> Result<Loaded, JobError> {
+/// When it cannot be read, is no YOLOv8 detector, or lacks a class that was asked for; when this
+/// machine has no such arithmetic.
+pub fn load_model(spec: &Spec, class: Option<&str>) -> Result<Loaded, JobError> {
     let model = model::read(&spec.model).map_err(|error| JobError::usage(&error))?;
     let labels = model.network.labels.clone();
     let own = u32::try_from(model.info.imgsz).unwrap_or(640).clamp(32, 8192);
@@ -94,7 +96,8 @@ pub fn load_model(spec: &Spec) -> Result<Loaded, JobError> {
         spec.classes.as_ref().map(|wanted| resolve_classes(wanted, &labels)).transpose()?;
     let sha256 = model.sha256;
     // The engine keeps its own form of the weights; this was the last use of the file's.
-    let engine = engine::load(Arc::new(model.network)).map_err(|error| JobError::usage(&error))?;
+    let engine = engine::open(Arc::new(model.network), spec.precision, class)
+        .map_err(|error| JobError::usage(&error))?;
     let numeric_class = engine.numeric_class().to_owned();
     Ok(Loaded { engine, facts: ModelFacts { sha256, labels, imgsz, classes, numeric_class } })
 }
@@ -136,8 +139,7 @@ fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
     let side = facts.imgsz as usize;
     let needs = Needs {
         weights: loaded.engine.weight_bytes(),
-        // The letterboxed picture and what resizing it takes, besides the network's own.
-        arena: loaded.engine.scratch_bytes(side, side) + 8 * (side * side) as u64,
+        arena: loaded.engine.scratch_bytes(side, side) + pool::kept_bytes(side),
         parts: (open_pictures(spec, workers) + spec.caps.pictures) as u64
             * longest_line(spec.max_det, longest_label),
         picture: spec.limits.max_memory,
@@ -240,15 +242,16 @@ fn lock(spec: &Spec) -> Result<Option<Lock>, JobError> {
 /// [`JobError`] with the exit code that the design gives to each case.
 pub fn open(spec: Spec, mode: Mode, terminal: &Terminal) -> Result<Opened, JobError> {
     let start_over = mode == Mode::StartOver;
-    let loaded = load_model(&spec)?;
-    let shares = shares(&spec, &loaded)?;
     let store = open_output(&spec.output);
     let manifest = Manifest::new(store.clone());
-    // A job's folder never changes, so it may be read before the lock is taken.
-    let folder = match mode {
+    // A job's folder and numeric class never change, so they may be read before the lock is taken.
+    let before = match mode {
         Mode::StartOver => None,
-        Mode::Run | Mode::Resume => manifest.job()?.map(|job| PathBuf::from(job.folder)),
+        Mode::Run | Mode::Resume => manifest.job()?,
     };
+    let loaded = load_model(&spec, before.as_ref().and_then(numeric_class))?;
+    let shares = shares(&spec, &loaded)?;
+    let folder = before.map(|job| PathBuf::from(job.folder));
     let stdin = match folder {
         Some(folder) if mode == Mode::Resume && manifest.plan()?.is_some() => {
             Stdin::Planned(folder)

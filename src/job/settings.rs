@@ -56,6 +56,9 @@ settings! {
     /// Longest side of the network's input, a multiple of 32 [default: 640, or the model's own]
     #[arg(long, value_name = "N", help_heading = "Detections")]
     imgsz: u32,
+    /// Arithmetic of the network: auto (the fastest here), f32 or bf16 [default: auto]
+    #[arg(long, value_name = "KIND", help_heading = "Detections")]
+    precision: String,
     /// Keep these classes only: names or numbers, separated by commas
     #[arg(long, value_name = "NAMES|IDS", value_delimiter = ',', help_heading = "Detections")]
     #[serde(deserialize_with = "words")]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::exit::JobError;
 use super::plan::Caps;
 use super::settings::Settings;
+use crate::engine::Precision;
 use crate::picture::{Limits, Truncated};
 use crate::store::IdentityKind;
 
@@ -58,6 +59,8 @@ pub struct Spec {
     pub max_det: usize,
     /// Longest side of the network's input; `None` is the model's own.
     pub imgsz: Option<u32>,
+    /// The network's arithmetic.
+    pub precision: Precision,
     /// Classes to keep, as given.
     pub classes: Option<Vec<String>>,
     /// Suppress across classes.
@@ -150,6 +153,11 @@ impl Spec {
             let what = "--annotate is --output; give annotated pictures a folder of their own";
             return Err(usage(what.to_owned()));
         }
+        let precision = match s.precision.as_deref() {
+            None => Precision::Auto,
+            Some(name) => Precision::from_str(name)
+                .map_err(|_| choice("precision", name, "auto, f32 or bf16"))?,
+        };
         let identity = match s.identity.as_deref() {
             None | Some("mtime") => IdentityKind::Mtime,
             Some("size") => IdentityKind::Size,
@@ -182,6 +190,7 @@ impl Spec {
             iou: unit(s.iou, "iou")?,
             max_det: at_least_one(s.max_det, "max-det")?.unwrap_or(1),
             imgsz: s.imgsz.map(|imgsz| imgsz.next_multiple_of(32)),
+            precision,
             classes: s.classes.clone().filter(|classes| !classes.is_empty()),
             agnostic: s.agnostic == Some(true),
             square: s.square == Some(true),
@@ -218,6 +227,7 @@ fn defaults() -> Settings {
         conf: Some(0.25),
         iou: Some(0.7),
         max_det: Some(300),
+        precision: Some("auto".into()),
         agnostic: Some(false),
         square: Some(false),
         hidden: Some(false),
@@ -341,6 +351,7 @@ mod tests {
             (Settings { memory_budget: text("lots"), ..minimal() }, "--memory-budget is `lots`"),
             (Settings { grace: text("soon"), ..minimal() }, "--grace is `soon`"),
             (Settings { identity: text("md5"), ..minimal() }, "--identity is `md5`"),
+            (Settings { precision: text("f16"), ..minimal() }, "--precision is `f16`"),
             (Settings { truncated: text("maybe"), ..minimal() }, "--truncated is `maybe`"),
             (Settings { if_locked: text("cry"), ..minimal() }, "--if-locked is `cry`"),
             (Settings { max_failures: text("101%"), ..minimal() }, "--max-failures is `101%`"),

@@ -23,6 +23,7 @@ mod portable;
 mod reference;
 mod table;
 pub mod task;
+mod team;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -31,3 +32,4 @@ mod x86;
 pub use cpu::{Cpu, Tier};
 pub use memory::{ALIGN, Memory};
 pub use table::Kernels;
+pub use team::Team;

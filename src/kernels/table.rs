@@ -1,11 +1,16 @@
 //! One tier's kernels behind checks, so that calling them is safe.
 
+use std::ops::Range;
+
 use super::cpu::{Cpu, Tier};
 use super::math::to_bf16;
 use super::memory::{ALIGN, Memory};
 use super::portable;
 use super::reference::{self, View};
-use super::task::{Block, Conv, Element, Place, Pool, Store};
+use super::task::{Block, Conv, Element, KStep, Place, Pool, Store, Winograd};
+use super::team::{Share, Team};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 
 /// The kernels of one tier.
 #[derive(Clone, Copy, Debug)]
@@ -26,32 +31,74 @@ impl Kernels {
         self.tier
     }
 
+    /// To be called when this thread will have nothing to do for a while: what makes it expensive to
+    /// switch to another is given back.
+    pub fn idle(&self) {
+        #[cfg(target_arch = "x86_64")]
+        if self.tier == Tier::Amx {
+            // SAFETY: `new` saw the feature.
+            unsafe { x86::amx::release() };
+        }
+    }
+
     /// Runs some rows of a convolution in `arena`, with weights from `packed`.
     ///
     /// # Panics
     /// When the task leaves its memory: a bug of whoever made it.
     pub fn conv(&self, arena: &mut Memory, packed: &[u8], task: &Conv<'_>) {
-        check(arena.len(), packed, task, self.tier.element());
+        check(arena.len(), packed, task, self.tier);
         match self.tier {
-            // SAFETY: `new` saw the features, and `check` every offset.
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 => unsafe {
-                super::x86::avx512::f32::conv(arena.pointer(), packed.as_ptr(), task);
-            },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx512Bf16 => unsafe {
-                super::x86::avx512::bf16::conv(arena.pointer(), packed.as_ptr(), task);
-            },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx2 => unsafe {
-                super::x86::avx2::conv(arena.pointer(), packed.as_ptr(), task);
-            },
             Tier::Portable => portable::conv(arena.floats_mut(), floats(packed), task),
-            _ => {
-                let element = self.tier.element();
-                reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, task);
+            Tier::Reference => {
+                let (element, tiled) = (self.tier.element(), self.tier.has_tiles());
+                let mut view = View { bytes: arena.bytes_mut(), element };
+                reference::conv(&mut view, packed, tiled, task);
+            }
+            // SAFETY: every offset was checked, and nobody else has the arena.
+            #[cfg(target_arch = "x86_64")]
+            _ => unsafe { self.conv_share(arena.pointer(), packed.as_ptr(), task, &Share::ALL) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("{} kernels elsewhere than on x86-64. This is a bug.", self.tier),
+        }
+    }
+
+    /// The same by all threads of `team` together, to the same bits. (The portable tiers leave it
+    /// to the one that calls.)
+    ///
+    /// # Panics
+    /// As [`Kernels::conv`], and when what is written overlaps what is read or written besides.
+    pub fn conv_team(&self, team: &mut Team, arena: &mut Memory, packed: &[u8], task: &Conv<'_>) {
+        if matches!(self.tier, Tier::Portable | Tier::Reference) {
+            return self.conv(arena, packed, task);
+        }
+        check(arena.len(), packed, task, self.tier);
+        let input = task.ksteps.iter().map(|k| span(&k.from, task.rows, task.width, k.count * 4));
+        check_disjoint(input, task.blocks, task.rows, task.width);
+        #[cfg(target_arch = "x86_64")]
+        {
+            let (arena, packed) = (Pointer(arena.pointer()), Pointer(packed.as_ptr().cast_mut()));
+            let (threads, blocks, rows) = (team.threads(), task.blocks.len(), task.rows);
+            team.run(&|index| {
+                let share = Share::of(index, threads, blocks, rows);
+                // SAFETY: every offset was checked; what a share writes, no other reads or writes.
+                unsafe { self.conv_share(arena.get(), packed.get(), task, &share) };
+            });
+        }
+    }
+
+    /// # Safety
+    /// `task` was checked for this memory; no other thread reads what the share writes, nor writes
+    /// what it reads or writes.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn conv_share(&self, arena: *mut u8, packed: *const u8, task: &Conv<'_>, share: &Share) {
+        // SAFETY: `new` saw the features; the rest is the caller's promise.
+        unsafe {
+            match self.tier {
+                Tier::Amx => x86::amx::conv(arena, packed, task, share),
+                Tier::Avx512 => x86::avx512::f32::conv(arena, packed, task, share),
+                Tier::Avx512Bf16 => x86::avx512::bf16::conv(arena, packed, task, share),
+                Tier::Avx2 => x86::avx2::conv(arena, packed, task, share),
+                Tier::Portable | Tier::Reference => {}
             }
         }
     }
@@ -61,9 +108,111 @@ impl Kernels {
     /// # Panics
     /// As [`Kernels::conv`].
     pub fn conv_reference(&self, arena: &mut Memory, packed: &[u8], task: &Conv<'_>) {
-        let element = self.tier.element();
-        check(arena.len(), packed, task, element);
-        reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, task);
+        let (element, tiled) = (self.tier.element(), self.tier.has_tiles());
+        check(arena.len(), packed, task, self.tier);
+        reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, tiled, task);
+    }
+
+    /// Whether [`Kernels::winograd`] is there and pays.
+    #[must_use]
+    pub fn has_winograd(&self) -> bool {
+        self.tier.has_winograd()
+    }
+
+    /// Runs some rows of a convolution by Winograd's scheme; `scratch` holds
+    /// [`Winograd::scratch`] f32.
+    ///
+    /// # Panics
+    /// When the task leaves its memory, or on a tier without: a bug of whoever made it.
+    pub fn winograd(
+        &self,
+        arena: &mut Memory,
+        packed: &[u8],
+        scratch: &mut Memory,
+        task: &Winograd<'_>,
+    ) {
+        check_winograd(arena.len(), packed, scratch, task, 1);
+        match self.tier {
+            // SAFETY: every offset was checked, and nobody else has the memory.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512 | Tier::Avx2 => unsafe {
+                let scratch = scratch.pointer().cast();
+                let packed = packed.as_ptr();
+                self.winograd_share(arena.pointer(), packed, scratch, task, &Share::ALL);
+            },
+            _ => self.winograd_reference(arena, packed, task),
+        }
+    }
+
+    /// The same by all threads of `team` together, to the same bits; `scratch` holds
+    /// [`Winograd::scratch`] f32 for each.
+    ///
+    /// # Panics
+    /// As [`Kernels::winograd`], and when what is written overlaps what is read or written besides.
+    pub fn winograd_team(
+        &self,
+        team: &mut Team,
+        arena: &mut Memory,
+        packed: &[u8],
+        scratch: &mut Memory,
+        task: &Winograd<'_>,
+    ) {
+        if self.tier == Tier::Reference {
+            return self.winograd(arena, packed, scratch, task);
+        }
+        let each = check_winograd(arena.len(), packed, scratch, task, team.threads());
+        let (rows, columns) = (task.rows + 3, task.width + 3);
+        let input = task.planes.iter().map(|k| span(&k.from, rows, columns, k.count * 4));
+        check_disjoint(input, task.blocks, task.rows, task.width);
+        #[cfg(target_arch = "x86_64")]
+        {
+            let (arena, packed) = (Pointer(arena.pointer()), Pointer(packed.as_ptr().cast_mut()));
+            let scratch = Pointer(scratch.pointer());
+            let (threads, blocks) = (team.threads(), task.blocks.len());
+            team.run(&|index| {
+                let share = Share::of(index, threads, blocks, task.rows.div_ceil(2));
+                // SAFETY: every offset was checked; what a share writes, no other reads or writes,
+                // and each has its own part of the scratch memory.
+                unsafe {
+                    let scratch = scratch.get().cast::<f32>().add(index * each);
+                    self.winograd_share(arena.get(), packed.get(), scratch, task, &share);
+                }
+            });
+        }
+    }
+
+    /// # Safety
+    /// As [`Kernels::conv_share`]; nobody else uses `scratch`.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn winograd_share(
+        &self,
+        arena: *mut u8,
+        packed: *const u8,
+        scratch: *mut f32,
+        task: &Winograd<'_>,
+        share: &Share,
+    ) {
+        // SAFETY: `new` saw the features; the rest is the caller's promise.
+        unsafe {
+            match self.tier {
+                Tier::Avx512 => x86::winograd::wide::conv(arena, packed, scratch, task, share),
+                Tier::Avx2 => x86::winograd::narrow::conv(arena, packed, scratch, task, share),
+                _ => unreachable!("Winograd on {}. This is a bug.", self.tier),
+            }
+        }
+    }
+
+    /// The same by the naive reference.
+    ///
+    /// # Panics
+    /// As [`Kernels::winograd`].
+    pub fn winograd_reference(&self, arena: &mut Memory, packed: &[u8], task: &Winograd<'_>) {
+        assert_eq!(self.tier.element(), Element::F32, "Winograd in bf16. This is a bug.");
+        reference::winograd(
+            &mut View { bytes: arena.bytes_mut(), element: Element::F32 },
+            packed,
+            task,
+        );
     }
 
     /// Runs some rows of a 5 × 5 maximum; `line` is scratch.
@@ -78,7 +227,7 @@ impl Kernels {
             }
             // SAFETY: `new` saw the features; the body is safe code.
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 | Tier::Avx512Bf16 => unsafe {
+            Tier::Avx512 | Tier::Avx512Bf16 | Tier::Amx => unsafe {
                 wide::pool_avx512(arena, task, line, element)
             },
             // SAFETY: as above.
@@ -97,7 +246,7 @@ impl Kernels {
         match self.tier {
             // SAFETY: `new` saw the features; the body is safe code.
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 | Tier::Avx512Bf16 => unsafe {
+            Tier::Avx512 | Tier::Avx512Bf16 | Tier::Amx => unsafe {
                 wide::convert_avx512(arena, at, pixels, element);
             },
             // SAFETY: as above.
@@ -139,7 +288,7 @@ impl Kernels {
         match self.tier {
             // SAFETY: `new` saw the features; the body is safe code.
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 | Tier::Avx512Bf16 => unsafe {
+            Tier::Avx512 | Tier::Avx512Bf16 | Tier::Amx => unsafe {
                 wide::scan_avx512(arena, planes, (first, width), floor, hits);
             },
             // SAFETY: as above.
@@ -166,8 +315,11 @@ fn end(place: &Place, rows: usize, width: usize, bytes: usize) -> usize {
 }
 
 /// Everything the kernels rely on.
-fn check(arena: usize, packed: &[u8], task: &Conv<'_>, element: Element) {
+fn check(arena: usize, packed: &[u8], task: &Conv<'_>, tier: Tier) {
+    let element = tier.element();
     let size = element.bytes();
+    // Whole tiles are read, of which only the pixels that exist are stored.
+    let read = task.width + if tier.has_tiles() { Conv::TILE_OVERRUN } else { 0 };
     let inside = |place: &Place, rows: usize, bytes: usize| {
         assert!(
             end(place, rows, task.width, bytes) <= arena,
@@ -182,8 +334,19 @@ fn check(arena: usize, packed: &[u8], task: &Conv<'_>, element: Element) {
         packed.as_ptr().addr().is_multiple_of(ALIGN),
         "packed weights are not aligned. This is a bug."
     );
+    let readable = |place: &Place, rows: usize, bytes: usize| {
+        assert!(
+            end(place, rows, read, bytes) <= arena,
+            "{place:?} leaves the arena. This is a bug."
+        );
+    };
     for k in task.ksteps {
-        inside(&k.from, task.rows, k.count.saturating_mul(size));
+        readable(&k.from, task.rows, k.count.saturating_mul(size));
+        let unit = if tier.has_tiles() { 64 } else { 4 };
+        assert!(
+            k.count.saturating_mul(size).is_multiple_of(unit),
+            "{k:?} is no line. This is a bug."
+        );
         assert!(k.from.px.is_multiple_of(4), "{k:?} is no whole number of units. This is a bug.");
         aligned(&Place { px: 0, ..k.from }, size);
         assert!(k.count.saturating_mul(size).is_multiple_of(4), "{k:?} is odd. This is a bug.");
@@ -212,9 +375,108 @@ fn check(arena: usize, packed: &[u8], task: &Conv<'_>, element: Element) {
             aligned(residual, 16 * size);
         }
         if let Some(init) = init {
-            inside(init, (task.rows + usize::from(task.odd)).div_ceil(2), lanes * 4);
+            readable(init, (task.rows + usize::from(task.odd)).div_ceil(2), lanes * 4);
             aligned(init, 64);
         }
+    }
+}
+
+/// Everything the Winograd kernels rely on; gives the scratch memory of each thread, in f32.
+fn check_winograd(
+    arena: usize,
+    packed: &[u8],
+    scratch: &Memory,
+    task: &Winograd<'_>,
+    threads: usize,
+) -> usize {
+    let as_conv = Conv {
+        ksteps: &[],
+        blocks: task.blocks,
+        rows: task.rows,
+        width: task.width,
+        odd: false,
+        act: task.act,
+        store: Store::Element,
+    };
+    check(arena, packed, &as_conv, Tier::Reference);
+    let (rows, columns) = (task.rows.next_multiple_of(2) + 2, task.width.next_multiple_of(2) + 2);
+    let mut channels = 0;
+    for plane in task.planes {
+        let KStep { from, count } = plane;
+        let all = from.at | from.row | from.px;
+        assert!(
+            end(from, rows, columns, count * 4) <= arena
+                && matches!(count, 16 | 32)
+                && from.px == count * 4
+                && all.is_multiple_of(ALIGN),
+            "{plane:?} is no plane in the arena. This is a bug."
+        );
+        channels += count;
+    }
+    for block in task.blocks {
+        let bytes = Winograd::POSITIONS * channels * block.lanes * 4;
+        assert!(
+            block.init.is_none() && block.weights.saturating_add(bytes) <= packed.len(),
+            "{block:?} leaves the packed weights. This is a bug."
+        );
+    }
+    let each = Winograd::scratch(channels);
+    assert!(scratch.floats().len() >= threads * each, "too little scratch memory. This is a bug.");
+    each
+}
+
+/// The bytes that `place` reaches.
+fn span(place: &Place, rows: usize, width: usize, bytes: usize) -> Range<usize> {
+    place.at..end(place, rows, width, bytes)
+}
+
+/// What several threads at once rely on: nothing that is written is read, or written twice.
+fn check_disjoint(
+    input: impl Iterator<Item = Range<usize>>,
+    blocks: &[Block],
+    rows: usize,
+    width: usize,
+) {
+    let apart = |a: &Range<usize>, b: &Range<usize>| a.end <= b.start || b.end <= a.start;
+    // A row is whole before the next begins, and a pixel before the next.
+    for Block { out, lanes, .. } in blocks {
+        let pixels = width.saturating_sub(1).saturating_mul(out.px).saturating_add(lanes * 4);
+        assert!(
+            out.row >= pixels && out.px >= lanes * 2,
+            "{out:?} overlaps itself. This is a bug."
+        );
+    }
+    let outputs = |block: &Block| span(&block.out, rows, width, block.out.px);
+    for (index, block) in blocks.iter().enumerate() {
+        let mine = outputs(block);
+        let others = blocks.iter().enumerate().filter(|&(other, _)| other != index);
+        let fine = others.map(|(_, other)| other).all(|other| apart(&mine, &outputs(other)));
+        assert!(fine, "two blocks write one place. This is a bug.");
+        for other in blocks {
+            let read = other.residual.iter().chain(&other.init);
+            let fine = read.map(|r| span(r, rows, width, r.px)).all(|read| apart(&mine, &read));
+            assert!(fine, "a block writes what another one reads. This is a bug.");
+        }
+    }
+    for read in input {
+        let fine = blocks.iter().all(|block| apart(&outputs(block), &read));
+        assert!(fine, "a convolution writes its own input. This is a bug.");
+    }
+}
+
+/// A pointer that threads of a team share.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+struct Pointer(*mut u8);
+
+// SAFETY: it is only used where shares of checked tasks keep threads apart.
+#[cfg(target_arch = "x86_64")]
+unsafe impl Sync for Pointer {}
+
+#[cfg(target_arch = "x86_64")]
+impl Pointer {
+    fn get(&self) -> *mut u8 {
+        self.0
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) struct Ran {
 impl Haul {
     pub(crate) fn new(command: &str) -> Haul {
         let mut haul = Command::new(env!("CARGO_BIN_EXE_haul"));
-        haul.arg(command).stdin(Stdio::null());
+        haul.arg(command).stdin(Stdio::null()).env_remove("HAUL_CPU_TIER");
         Haul { command: haul }
     }
 
@@ -57,6 +57,17 @@ impl Haul {
     pub(crate) fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Haul {
         self.command.args(args);
         self
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Haul {
+        self.command.env(name, value);
+        self
+    }
+
+    /// With the naive kernels, f32 like the others and hundreds of times slower: for tests that
+    /// need a run which is still going.
+    pub(crate) fn slowly(self) -> Haul {
+        self.env("HAUL_CPU_TIER", "reference")
     }
 
     pub(crate) fn in_folder(mut self, folder: &Path) -> Haul {

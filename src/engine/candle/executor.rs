@@ -40,6 +40,12 @@ impl Candle {
         Ok(Self { plan: Arc::new(Plan { last_uses: graph.last_uses(), graph, weights }) })
     }
 
+    /// The numeric class of this executor on this machine.
+    #[must_use]
+    pub fn class() -> &'static str {
+        class::name()
+    }
+
     /// Runs the network on planes R, G, B of values 0..=1, each `height` rows of `width`.
     ///
     /// # Errors

@@ -4,8 +4,8 @@ use super::super::api::Input;
 use super::lower::{Conv, Id, Kind, Net, Op};
 use super::pack::Packed;
 use super::plan::{Layout, Plan, Step};
-use crate::kernels::task::{Block, Conv as Task, KStep, Place, Pool, Store};
-use crate::kernels::{Kernels, Memory};
+use crate::kernels::task::{Block, Conv as Task, KStep, Place, Pool, Store, Winograd};
+use crate::kernels::{Kernels, Memory, Team};
 
 /// The picture, in either form.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +63,10 @@ struct BoundBlock {
 /// What one thread works in: an arena, and lists that are filled anew for each step.
 pub(super) struct Scratch {
     pub(super) arena: Memory,
+    /// Who helps.
+    team: Option<Team>,
+    /// Between the stages of Winograd's scheme.
+    transformed: Memory,
     origins: Vec<isize>,
     ksteps: Vec<KStep>,
     blocks: Vec<Block>,
@@ -73,9 +77,12 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub(super) fn new() -> std::io::Result<Self> {
+    /// For one thread, or for a team's leader.
+    pub(super) fn new(team: Option<Team>) -> std::io::Result<Self> {
         Ok(Scratch {
             arena: Memory::new(1)?,
+            team,
+            transformed: Memory::new(1)?,
             origins: Vec::new(),
             ksteps: Vec::new(),
             blocks: Vec::new(),
@@ -123,6 +130,10 @@ impl Program {
         if scratch.arena.len() < self.plan.bytes {
             scratch.arena = Memory::new(self.plan.bytes)?;
         }
+        let threads = scratch.team.as_ref().map_or(1, Team::threads);
+        if scratch.transformed.len() < threads * self.plan.scratch {
+            scratch.transformed = Memory::new(threads * self.plan.scratch)?;
+        }
         scratch.origins.clear();
         scratch.origins.resize(net.tensors.len(), -1);
         scratch.hits.resize(net.levels.len(), Vec::new());
@@ -161,6 +172,12 @@ impl Program {
 
     fn begin(&self, net: &Net, tensor: Id, arena: &mut Memory) {
         let layout = &self.plan.layouts[tensor];
+        if layout.clean {
+            for span in &layout.spans {
+                arena.bytes_mut()[span.clone()].fill(0);
+            }
+            return;
+        }
         for (index, plane) in net.tensors[tensor].planes.iter().enumerate() {
             let pixel = plane.lanes * layout.size;
             let line = layout.pitch * pixel;
@@ -239,7 +256,7 @@ impl Program {
         rows: std::ops::Range<usize>,
         scratch: &mut Scratch,
     ) {
-        let Scratch { arena, origins, ksteps, blocks, .. } = scratch;
+        let Scratch { arena, transformed, origins, ksteps, blocks, team, .. } = scratch;
         let bound = &self.bound[op];
         let place = |relative: &Relative, row: usize| {
             let rows = row as isize - origins[relative.tensor];
@@ -260,6 +277,16 @@ impl Program {
             residual: block.residual.as_ref().map(|r| place(r, rows.start)),
             init: block.init.as_ref().map(|r| place(r, rows.start / 2)),
         }));
+        if conv.winograd {
+            let width = self.plan.layouts[conv.parts[0].tensor].width;
+            let (rows, act) = (rows.len(), conv.act);
+            let task = Winograd { planes: ksteps, blocks, rows, width, act };
+            match team {
+                None => kernels.winograd(arena, weights, transformed, &task),
+                Some(team) => kernels.winograd_team(team, arena, weights, transformed, &task),
+            }
+            return;
+        }
         let out = conv.parts[0].tensor;
         let (store, width) = match net.tensors[out].kind {
             Kind::Sums => (Store::F32Twice, self.plan.layouts[out].width / 2),
@@ -275,7 +302,10 @@ impl Program {
             act: conv.act,
             store,
         };
-        kernels.conv(arena, weights, &task);
+        match team {
+            None => kernels.conv(arena, weights, &task),
+            Some(team) => kernels.conv_team(team, arena, weights, &task),
+        }
     }
 
     fn pool(

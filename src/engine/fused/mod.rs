@@ -19,10 +19,11 @@ mod tests;
 mod worker;
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::api::{Engine, EngineError, Worker};
-use crate::kernels::{Kernels, Memory, Tier};
+use crate::kernels::{Kernels, Memory, Team, Tier};
 use crate::yolo::Network;
 use exec::Program;
 use lower::Net;
@@ -36,6 +37,9 @@ pub use worker::FusedWorker;
 pub struct Fused {
     shared: Arc<Shared>,
 }
+
+/// Beside the arena a worker has its lists, its stack and its share of the plans.
+const BESIDES: u64 = 2 << 20;
 
 /// What workers share.
 struct Shared {
@@ -63,7 +67,7 @@ impl Fused {
     /// As [`Fused::new`].
     pub fn with_strips(network: &Network, tier: Tier, strips: Strips) -> Result<Self, EngineError> {
         let kernels = Kernels::new(tier).ok_or(EngineError::Tier { tier: tier.name() })?;
-        let net = lower::lower(&network.graph, tier.element())?;
+        let net = lower::lower(&network.graph, tier)?;
         let index = pack::index(&net);
         let weights = pack::pack(network, &net, &index)?;
         let programs = Mutex::new(HashMap::new());
@@ -75,7 +79,21 @@ impl Fused {
     /// # Errors
     /// When its memory cannot be had.
     pub fn fused_worker(&self) -> Result<FusedWorker, EngineError> {
-        FusedWorker::new(self.shared.clone())
+        FusedWorker::new(self.shared.clone(), None)
+    }
+
+    /// A worker that has `threads` threads work on one picture at a time, each convolution divided
+    /// among them: for the shortest time per picture, where there is only one. The results are the
+    /// same bits.
+    ///
+    /// # Errors
+    /// When its memory or threads cannot be had.
+    pub fn team_worker(&self, threads: NonZeroUsize) -> Result<FusedWorker, EngineError> {
+        let team = Team::new(threads).map_err(|source| EngineError::Execute {
+            step: "starting threads".into(),
+            source: Box::new(source),
+        })?;
+        FusedWorker::new(self.shared.clone(), Some(team))
     }
 
     /// The kernels it runs on.
@@ -106,7 +124,8 @@ impl Engine for Fused {
     }
 
     fn scratch_bytes(&self, width: usize, height: usize) -> u64 {
-        self.shared.program(width, height).plan.bytes as u64
+        let program = self.shared.program(width, height);
+        (program.plan.bytes + program.plan.scratch) as u64 + BESIDES
     }
 
     fn worker(&self) -> Result<Box<dyn Worker>, EngineError> {

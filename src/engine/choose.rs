@@ -1,0 +1,270 @@
+//! Which executor runs a network here: by CPUID and by what a job says, never by timing.
+//!
+//! A choice decides output bytes, so the same machine must always make the same one, and a job
+//! that has begun in one numeric class goes on in it or not at all.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::api::{Engine, EngineError};
+use super::candle::Candle;
+use super::fused::Fused;
+use crate::kernels::task::Element;
+use crate::kernels::{Cpu, Tier};
+use crate::yolo::Network;
+
+/// The environment variable that forces a tier of kernels; for tests and measurements.
+pub const TIER_VARIABLE: &str = "HAUL_CPU_TIER";
+
+/// Classes of the reference executor, which new jobs never get.
+const CANDLE: &str = "candle-";
+
+/// Which arithmetic is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Whatever is fastest on this CPU.
+    #[default]
+    Auto,
+    /// Single precision throughout.
+    F32,
+    /// Activations and weights in bf16, sums in single precision.
+    Bf16,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 3] = [Precision::Auto, Precision::F32, Precision::Bf16];
+
+    /// As `--precision` names it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Auto => "auto",
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+
+    /// Whether a numeric class is what this asks for.
+    fn takes(self, class: &str) -> bool {
+        match self {
+            Precision::Auto => true,
+            // All others compute in single precision: f32, f32-portable, candle-f32-….
+            Precision::F32 => !class.starts_with("bf16"),
+            Precision::Bf16 => class.starts_with("bf16"),
+        }
+    }
+
+    /// Whether a tier that the CPU has is a candidate for a new job.
+    fn wants(self, tier: Tier, cpu: &Cpu) -> bool {
+        match self {
+            // Where `vdpbf16ps` is slow, f32 is faster and more exact.
+            Precision::Auto => tier != Tier::Avx512Bf16 || cpu.bf16_is_fast,
+            Precision::F32 => tier.element() == Element::F32,
+            Precision::Bf16 => tier.element() == Element::Bf16,
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Precision::ALL.into_iter().find(|precision| precision.name() == text);
+        found.ok_or_else(|| format!("`{text}` is no precision (it is auto, f32 or bf16)"))
+    }
+}
+
+/// The tier that [`TIER_VARIABLE`] forces, if it is set.
+///
+/// # Errors
+/// [`EngineError::Forced`] when it names no tier, or one that this CPU lacks.
+pub fn forced() -> Result<Option<Tier>, EngineError> {
+    std::env::var_os(TIER_VARIABLE)
+        .map(|name| named(&name.to_string_lossy(), Cpu::get()))
+        .transpose()
+}
+
+fn named(name: &str, cpu: &Cpu) -> Result<Tier, EngineError> {
+    let wrong = |reason| EngineError::Forced { reason };
+    let tier: Tier = name.parse().map_err(wrong)?;
+    match cpu.has(tier) {
+        true => Ok(tier),
+        false => Err(wrong(format!("this CPU has no {tier} kernels; it has {}", tiers(cpu)))),
+    }
+}
+
+/// The tier for a job of this `precision`; `class` is the numeric class it already has, if it has
+/// one.
+///
+/// A `class` that is not of the precision asked for is left aside: the job's fingerprint then
+/// refuses, and names both.
+///
+/// # Errors
+/// [`EngineError`] when this CPU has no such tier, or `forced` contradicts `precision`.
+pub fn choose(
+    precision: Precision,
+    class: Option<&str>,
+    forced: Option<Tier>,
+) -> Result<Tier, EngineError> {
+    choose_on(Cpu::get(), precision, class, forced)
+}
+
+fn choose_on(
+    cpu: &Cpu,
+    precision: Precision,
+    class: Option<&str>,
+    forced: Option<Tier>,
+) -> Result<Tier, EngineError> {
+    if let Some(tier) = forced {
+        return match precision.takes(tier.numeric_class()) {
+            true => Ok(tier),
+            false => Err(EngineError::Forced {
+                reason: format!("`{tier}` does not compute in {precision}, as --precision says"),
+            }),
+        };
+    }
+    let here = || usable(cpu);
+    match class.filter(|class| precision.takes(class)) {
+        Some(class) => {
+            let found = here().find(|tier| tier.numeric_class() == class);
+            found.ok_or_else(|| no_class(class, classes(cpu)))
+        }
+        None => {
+            let found = here().find(|&tier| precision.wants(tier, cpu));
+            found.ok_or_else(|| EngineError::Precision {
+                precision: precision.name(),
+                needs: "AVX-512 BF16 or AMX",
+                cpu: cpu.brand.clone(),
+            })
+        }
+    }
+}
+
+/// The engine for a job: [`choose`]s, or goes on with candle where the job has begun with it.
+///
+/// # Errors
+/// [`EngineError`] when there is no such engine here, or it cannot take the network.
+pub fn open(
+    network: Arc<Network>,
+    precision: Precision,
+    class: Option<&str>,
+) -> Result<Arc<dyn Engine>, EngineError> {
+    let forced = forced()?;
+    if let Some(class) = class.filter(|class| class.starts_with(CANDLE) && precision.takes(class))
+        && forced.is_none()
+    {
+        if class != Candle::class() {
+            let also = format!("{}, {}", classes(Cpu::get()), Candle::class());
+            return Err(no_class(class, also));
+        }
+        return Ok(Arc::new(Candle::new(&network)?));
+    }
+    load(network, choose(precision, class, forced)?)
+}
+
+/// Prepares `network` for the kernels of `tier`.
+///
+/// The engine keeps its own form of the weights and drops its reference to `network`: who wants
+/// the memory back drops theirs too.
+///
+/// # Errors
+/// [`EngineError`] names the convolution whose weights could not be prepared.
+pub fn load(network: Arc<Network>, tier: Tier) -> Result<Arc<dyn Engine>, EngineError> {
+    Ok(Arc::new(Fused::new(&network, tier)?))
+}
+
+/// The tiers of a CPU that a job may run on, fastest first. The naive reference only runs when it
+/// is forced to.
+fn usable(cpu: &Cpu) -> impl Iterator<Item = Tier> + '_ {
+    Tier::ALL.into_iter().filter(|&tier| tier != Tier::Reference && cpu.has(tier))
+}
+
+fn no_class(class: &str, here: String) -> EngineError {
+    EngineError::Class { class: class.to_owned(), here }
+}
+
+/// The numeric classes of a CPU, each once.
+fn classes(cpu: &Cpu) -> String {
+    let mut classes: Vec<&str> = usable(cpu).map(Tier::numeric_class).collect();
+    classes.dedup();
+    classes.join(", ")
+}
+
+fn tiers(cpu: &Cpu) -> String {
+    let tiers = Tier::ALL.into_iter().filter(|&tier| cpu.has(tier));
+    tiers.map(Tier::name).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpu(level: usize, bf16_is_fast: bool) -> Cpu {
+        let base = Cpu { brand: "a CPU".into(), ..Cpu::default() };
+        Cpu { avx2: level > 0, avx512: level > 1, avx512_bf16: level > 2, bf16_is_fast, ..base }
+    }
+
+    fn picked(cpu: &Cpu, precision: Precision, class: Option<&str>) -> Result<Tier, String> {
+        choose_on(cpu, precision, class, None).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn new_jobs_get_the_fastest_tier_of_their_precision() {
+        use Precision::{Auto, Bf16, F32};
+        for (cpu, precision, tier) in [
+            (cpu(0, false), Auto, Tier::Portable),
+            (cpu(1, false), Auto, Tier::Avx2),
+            (cpu(2, true), Auto, Tier::Avx512),
+            (cpu(3, true), Auto, Tier::Avx512Bf16),
+            // Slow bf16 is for those who ask for it.
+            (cpu(3, false), Auto, Tier::Avx512),
+            (cpu(3, false), Bf16, Tier::Avx512Bf16),
+            (cpu(3, true), F32, Tier::Avx512),
+            (cpu(0, false), F32, Tier::Portable),
+        ] {
+            assert_eq!(picked(&cpu, precision, None), Ok(tier), "{cpu:?} {precision}");
+        }
+        let error = picked(&cpu(2, true), Bf16, None).unwrap_err();
+        assert!(error.contains("a CPU") && error.contains("--precision f32"), "{error}");
+    }
+
+    #[test]
+    fn a_job_goes_on_in_its_class_or_not_at_all() {
+        let best = cpu(3, true);
+        assert_eq!(picked(&best, Precision::Auto, Some("f32")), Ok(Tier::Avx512));
+        assert_eq!(picked(&cpu(1, true), Precision::Auto, Some("f32")), Ok(Tier::Avx2));
+        let portable = Tier::Portable.numeric_class();
+        assert_eq!(picked(&best, Precision::F32, Some(portable)), Ok(Tier::Portable));
+        assert_eq!(
+            picked(&cpu(3, false), Precision::Auto, Some("bf16-avx512")),
+            Ok(Tier::Avx512Bf16)
+        );
+        let error = picked(&cpu(1, false), Precision::Auto, Some("bf16-avx512")).unwrap_err();
+        assert!(error.contains("`bf16-avx512`") && error.contains("f32, f32-portable"), "{error}");
+        // Another precision than the job's is for the fingerprint to refuse, by name.
+        assert_eq!(picked(&best, Precision::F32, Some("bf16-avx512")), Ok(Tier::Avx512));
+        assert_eq!(picked(&best, Precision::Bf16, Some("f32")), Ok(Tier::Avx512Bf16));
+    }
+
+    #[test]
+    fn a_forced_tier_is_checked() {
+        let best = cpu(3, true);
+        assert_eq!(named("reference", &cpu(0, false)).unwrap(), Tier::Reference);
+        let error = named("avx512", &cpu(1, false)).unwrap_err().to_string();
+        assert!(error.contains("HAUL_CPU_TIER") && error.contains("avx2, portable"), "{error}");
+        let error = named("mmx", &best).unwrap_err().to_string();
+        assert!(error.contains("`mmx` is no tier"), "{error}");
+        let forced = |precision, tier| choose_on(&best, precision, Some("f32"), Some(tier));
+        assert_eq!(forced(Precision::Auto, Tier::Avx512Bf16).unwrap(), Tier::Avx512Bf16);
+        assert!(forced(Precision::F32, Tier::Avx512Bf16).is_err());
+        assert!(forced(Precision::Bf16, Tier::Reference).is_err());
+    }
+}
