@@ -9,6 +9,7 @@
 //!
 //! The hot path is [`Worker::run`]: bytes of a picture in, candidates out, nothing allocated.
 
+mod custom_op;
 mod exec;
 mod lower;
 mod pack;
@@ -28,6 +29,7 @@ use exec::Program;
 use lower::Net;
 use pack::Index;
 
+pub use custom_op::HeadOp;
 pub use plan::Strips;
 pub use worker::FusedWorker;
 
