@@ -9,10 +9,12 @@
 //!
 //! The hot path is [`Worker::run`]: bytes of a picture in, candidates out, nothing allocated.
 
+mod dense;
 mod exec;
 mod lower;
 mod pack;
 mod plan;
+mod profile;
 mod worker;
 
 use std::collections::HashMap;
@@ -25,7 +27,9 @@ use exec::Program;
 use lower::Net;
 use pack::Index;
 
+pub use dense::Dense;
 pub use plan::Strips;
+pub use profile::{Layer, Profile};
 pub use worker::FusedWorker;
 
 /// The fused executor of one network on one tier of kernels.
