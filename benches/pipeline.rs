@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use haul::engine::{self, Input, Precision};
-use haul::picture::{Letterbox, Letterboxer, Limits, Truncated, decode, probe};
-use haul::yolo::{NmsOptions, nms};
+use haul::picture::{Decoder, Letterbox, Letterboxer, Limits, Truncated, decode, probe};
+use haul::yolo::{Nms, NmsOptions};
 
 fn setting(name: &str, default: &str) -> PathBuf {
     let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(default);
@@ -51,13 +51,17 @@ fn pipeline(criterion: &mut Criterion) {
     let mut candidates = Vec::new();
     let mut group = criterion.benchmark_group("picture");
     group.sample_size(10);
-    group.bench_function("decode", |b| b.iter(|| black_box(decode(&bytes, &header, &limits))));
+    let mut decoder = Decoder::new();
+    group.bench_function("decode", |b| {
+        b.iter(|| black_box(decoder.run(&bytes, &header, &limits).map(|picture| picture.width)));
+    });
     group.bench_function("letterbox", |b| {
         b.iter(|| black_box(letterboxer.run(&picture, &geometry).map(<[u8]>::len)));
     });
     group.bench_function("infer", |b| b.iter(|| infer(&mut candidates)));
     group.bench_function("nms", |b| {
-        let each = |candidates: &mut Vec<_>| nms(&options, candidates);
+        let mut nms = Nms::new();
+        let each = |candidates: &mut Vec<_>| nms.run(&options, candidates);
         b.iter_batched_ref(|| candidates.clone(), each, BatchSize::SmallInput);
     });
     group.finish();

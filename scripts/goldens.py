@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """Write testdata/golden/: what the network and NMS must answer, from our own PyTorch model.
 
-Weights and inputs are made by formula, so a reader needs no weight file:
-u(name, i) = (z >> 11) * 2^-53 * 2 - 1 with z = splitmix64's finaliser of
-fnv1a64(name) + (i + 1) * 0x9E3779B97F4A7C15, all mod 2^64.
+Weights and inputs are made by formula (formula.py), so a reader needs no weight file.
 
     python scripts/goldens.py            write the files
     python scripts/goldens.py --check    compare the model with the goldens under
@@ -22,6 +20,7 @@ from safetensors.numpy import load_file, save
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts" / "train"))
+from formula import u  # noqa: E402
 from tensorfile import sorted_metadata  # noqa: E402
 from yolov8 import YOLOv8  # noqa: E402
 
@@ -34,23 +33,6 @@ NETWORKS = {  # name: widths, depths, classes, input height, input width
     "deeper": ([16, 24, 40, 72, 136], [2, 1, 3, 1, 2, 1, 1, 2], 3, 96, 64),
     "many-classes": ([16, 32, 64, 128, 256], N_DEPTHS, 120, 32, 64),
 }
-
-
-def fnv1a64(text):
-    h = 0xCBF29CE484222325
-    for byte in text.encode():
-        h = (h ^ byte) * 0x100000001B3 % 2**64
-    return h
-
-
-def u(name, count):
-    """`count` numbers in [-1, 1), the same everywhere."""
-    with np.errstate(over="ignore"):  # arithmetic mod 2^64 is meant
-        z = np.uint64(fnv1a64(name)) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53 * 2 - 1
 
 
 def formula_weights(model):

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::formula::{Scale, input};
 use common::parity_data;
 use haul::engine::candle::Candle;
-use haul::engine::fused::Fused;
+use haul::engine::fused::{Dense, Fused};
 use haul::engine::{self, Engine, Input, Precision, RawHead, RawLevel};
 use haul::kernels::{Cpu, Tier};
 use haul::model;
@@ -121,6 +121,30 @@ fn committed_goldens() {
         seen += 1;
     }
     assert!(seen > 0, "no golden in {}", folder.display());
+}
+
+#[test]
+fn all_anchors_decoded_fast_are_those_decoded_exactly() {
+    let scale = Scale { widths: vec![16, 16, 16, 32, 32], depths: vec![1; 8], classes: 19 };
+    let network = scale.network();
+    // Cells that are no multiple of 16, on two of three levels.
+    let (width, height) = (96, 160);
+    let rgb: Vec<u8> = (0..3 * width * height).map(|i| (i * 7 % 251) as u8).collect();
+    let planes: Vec<f32> =
+        (0..3).flat_map(|c| rgb[c..].iter().step_by(3).map(|&v| f32::from(v) / 255.0)).collect();
+    for tier in Tier::ALL.into_iter().filter(|&tier| Cpu::get().has(tier)) {
+        let mut worker = Fused::new(&network, tier).unwrap().fused_worker().unwrap();
+        let mut dense = Dense::default();
+        for _ in 0..2 {
+            worker.dense(Input { width, height, rgb: &rgb }, &mut dense).unwrap();
+        }
+        let exact = worker.head(&planes, width, height).unwrap().view().dense();
+        assert_eq!(dense.output.len(), exact.len());
+        let worst = dense.output.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        // The picture's bytes are exact in either form; in bf16 the scaled planes are not.
+        let allowed = if tier.numeric_class().starts_with("f32") { 1e-3 } else { 0.5 };
+        assert!(worst <= allowed, "{tier}: {worst:.1e}");
+    }
 }
 
 #[test]
@@ -317,8 +341,8 @@ fn other_tasks_are_refused_by_name() {
     assert!(error.contains("yolov8n-seg.pt` is a segment model; haul runs YOLOv8 detect"));
 }
 
-/// Not a test: `cargo test --release --test parity -- --ignored --nocapture`, with
-/// RAYON_NUM_THREADS=1 and CANDLE_NUM_THREADS=1, says what one picture costs.
+/// Not a test: `cargo test --release --test parity -- --ignored --nocapture` says what one picture
+/// costs on one core, the tiers in turn.
 #[test]
 #[ignore = "a measurement"]
 fn time_one_picture() {
@@ -326,23 +350,22 @@ fn time_one_picture() {
     let model = model::read(&data.join("weights/yolov8n.pt")).unwrap();
     let (width, height) = (640, 640);
     let rgb: Vec<u8> = (0..3 * width * height).map(|i| (i * 7 % 251) as u8).collect();
-    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    for tier in Tier::ALL {
-        if !Cpu::get().has(tier) || tier == Tier::Reference {
-            continue;
+    let tiers = [Tier::Avx512Bf16, Tier::Avx512, Tier::Avx2];
+    let mut workers: Vec<_> = tiers
+        .into_iter()
+        .filter(|&tier| Cpu::get().has(tier))
+        .map(|tier| (tier, Fused::new(&model.network, tier).unwrap().worker().unwrap(), Vec::new()))
+        .collect();
+    let mut found = Vec::new();
+    for _ in 0..30 {
+        for (_, worker, times) in &mut workers {
+            let started = std::time::Instant::now();
+            worker.run(Input { width, height, rgb: &rgb }, 0.25, &mut found).unwrap();
+            times.push(started.elapsed());
         }
-        let engine = Fused::new(&model.network, tier).unwrap();
-        let mut worker = engine.worker().unwrap();
-        let mut found = Vec::new();
-        let mut times: Vec<_> = (0..15)
-            .map(|_| {
-                let started = std::time::Instant::now();
-                let input = Input { width, height, rgb: &rgb };
-                one.install(|| worker.run(input, 0.25, &mut found)).unwrap();
-                started.elapsed()
-            })
-            .collect();
+    }
+    for (tier, _, times) in &mut workers {
         times.sort();
-        println!("{tier} {}: best {:?}, median {:?}", engine.numeric_class(), times[0], times[7]);
+        println!("{tier}: best {:?}, median {:?}", times[0], times[times.len() / 2]);
     }
 }

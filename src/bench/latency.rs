@@ -9,9 +9,9 @@ use super::times::Times;
 use super::{JobError, fault, pictures};
 use crate::engine::fused::{Fused, FusedWorker};
 use crate::engine::{EngineError, Input, Worker as _};
-use crate::picture::{Letterbox, Letterboxer, decode, probe};
+use crate::picture::{Decoder, Letterbox, Letterboxer, probe};
 use crate::pool::Params;
-use crate::yolo::nms;
+use crate::yolo::Nms;
 
 /// Most files held in memory.
 const MOST: usize = 64;
@@ -42,7 +42,8 @@ pub(super) fn run(
     let (mut worker, threads) = soonest(engine).map_err(|error| fault(&error))?;
     let some = files.iter().step_by(files.len().div_ceil(MOST));
     let files = some.map(|file| pictures::read(file)).collect::<Result<Vec<_>, _>>()?;
-    let (mut letterboxer, mut found) = (Letterboxer::new(), Vec::new());
+    let (mut decoder, mut letterboxer) = (Decoder::new(), Letterboxer::new());
+    let (mut nms, mut found) = (Nms::new(), Vec::new());
     let (mut network, mut whole) = (Vec::new(), Vec::new());
     let begin = Instant::now();
     for (number, bytes) in files.iter().cycle().enumerate() {
@@ -51,17 +52,17 @@ pub(super) fn run(
             break;
         }
         let start = Instant::now();
-        let decoded =
-            probe(bytes, &params.limits).and_then(|header| decode(bytes, &header, &params.limits));
+        let decoded = probe(bytes, &params.limits)
+            .and_then(|header| decoder.run(bytes, &header, &params.limits));
         let Ok(picture) = decoded else { continue };
         let geometry = Letterbox::new(picture.width, picture.height, params.imgsz, params.square);
-        let Ok(rgb) = letterboxer.run(&picture, &geometry) else { continue };
+        let Ok(rgb) = letterboxer.run(picture, &geometry) else { continue };
         let (width, height) = (geometry.width as usize, geometry.height as usize);
         let input = Input { width, height, rgb };
         let ready = Instant::now();
         worker.run(input, params.nms.conf, &mut found).map_err(|error| fault(&error))?;
         let done = ready.elapsed();
-        nms(&params.nms, &mut found);
+        nms.run(&params.nms, &mut found);
         let all = start.elapsed();
         if warm {
             network.push(done);

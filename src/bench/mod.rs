@@ -152,8 +152,10 @@ pub fn run(options: &Options) -> Result<Report, JobError> {
             report.model_pictures = pictures.len();
             report.model_images_per_second = Some(sparse.images_per_second);
             report.model_ms = Some(sparse.times);
+            report.model_cpu_ms = Some(sparse.cpu_ms);
             report.model_dense_images_per_second = Some(dense.images_per_second);
             report.model_dense_ms = Some(dense.times);
+            report.model_dense_cpu_ms = Some(dense.cpu_ms);
         }
         if options.latency {
             report.latency_ms = Some(latency::run(&engine, &params, &files, options.window())?);

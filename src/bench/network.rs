@@ -16,6 +16,8 @@ const CONF: f32 = 0.25;
 pub(super) struct Run {
     pub(super) images_per_second: f64,
     pub(super) times: Times,
+    /// Mean milliseconds of a core for a picture.
+    pub(super) cpu_ms: f64,
 }
 
 /// Runs `workers` threads over `pictures` for a while; with `dense` every anchor is decoded.
@@ -29,7 +31,7 @@ pub(super) fn run(
     let start = Barrier::new(workers);
     let one = |index: usize| work(engine, pictures, index, window, dense, &start);
     let one = &one;
-    let done: Vec<Result<Vec<Duration>, EngineError>> = std::thread::scope(|scope| {
+    let done: Vec<Result<Measured, EngineError>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..workers).map(|index| scope.spawn(move || one(index))).collect();
         threads
             .into_iter()
@@ -39,14 +41,16 @@ pub(super) fn run(
             })
             .collect()
     });
-    let (mut all, mut rate) = (Vec::new(), 0.0);
-    for times in done {
-        let times = times.map_err(|error| fault(&error))?;
+    let (mut all, mut rate, mut cpu_time) = (Vec::new(), 0.0, Duration::ZERO);
+    for measured in done {
+        let Measured { times, cpu } = measured.map_err(|error| fault(&error))?;
         // Each at its own pace: a thread that stops a little later has also done a little more.
         rate += times.len() as f64 / times.iter().sum::<Duration>().as_secs_f64();
         all.extend(times);
+        cpu_time += cpu;
     }
-    Ok(Run { images_per_second: rate, times: Times::of(all) })
+    let cpu_ms = cpu_time.as_secs_f64() * 1e3 / all.len() as f64;
+    Ok(Run { images_per_second: rate, times: Times::of(all), cpu_ms })
 }
 
 fn work(
@@ -56,7 +60,7 @@ fn work(
     window: Duration,
     dense: bool,
     start: &Barrier,
-) -> Result<Vec<Duration>, EngineError> {
+) -> Result<Measured, EngineError> {
     let prepared = engine.fused_worker().and_then(|mut worker| {
         let (mut found, mut all) = (Vec::new(), Dense::default());
         let mut each = move |picture: &Picture| match dense {
@@ -79,6 +83,7 @@ fn work(
     start.wait();
     let mut each = prepared?;
     let mut times = Vec::with_capacity(4096);
+    let used = cpu_time();
     let begin = Instant::now();
     let mut before = begin;
     // Each thread begins somewhere else, as the workers of a job are never at the same picture.
@@ -91,5 +96,17 @@ fn work(
             break;
         }
     }
-    Ok(times)
+    Ok(Measured { times, cpu: cpu_time().saturating_sub(used) })
+}
+
+/// What one thread measured.
+struct Measured {
+    times: Vec<Duration>,
+    cpu: Duration,
+}
+
+/// Time that this thread has had a core: less than the clock's where others want it too.
+fn cpu_time() -> Duration {
+    let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
+    nix::time::clock_gettime(clock).map_or(Duration::ZERO, Duration::from)
 }

@@ -42,10 +42,15 @@ pub struct Report {
     pub model_images_per_second: Option<f64>,
     /// One picture of that.
     pub model_ms: Option<Times>,
+    /// Time of a core for one picture of that, in milliseconds: what others took from the cores is
+    /// not in it.
+    pub model_cpu_ms: Option<f64>,
     /// Letterboxed bytes to every anchor decoded, all workers.
     pub model_dense_images_per_second: Option<f64>,
     /// One picture of that.
     pub model_dense_ms: Option<Times>,
+    /// Time of a core for one picture of that.
+    pub model_dense_cpu_ms: Option<f64>,
     /// Files to detections, all workers.
     pub end_to_end_images_per_second: Option<f64>,
     /// Pictures that were counted for it.
@@ -77,13 +82,19 @@ impl Report {
             self.model, self.imgsz, self.workers, self.tier, self.numeric_class, self.cpu
         ));
         let parts = [
-            ("network", self.model_images_per_second, self.model_ms),
-            ("network, all anchors", self.model_dense_images_per_second, self.model_dense_ms),
+            ("network", self.model_images_per_second, self.model_ms, self.model_cpu_ms),
+            (
+                "network, all anchors",
+                self.model_dense_images_per_second,
+                self.model_dense_ms,
+                self.model_dense_cpu_ms,
+            ),
         ];
-        for (name, rate, times) in parts {
-            if let (Some(rate), Some(times)) = (rate, times) {
+        for (name, rate, times, cpu) in parts {
+            if let (Some(rate), Some(times), Some(cpu)) = (rate, times, cpu) {
                 line(format_args!(
-                    "{name:<22}{rate:8.2} images/s    {:.2} ms a picture (p10 {:.2}, p90 {:.2})",
+                    "{name:<22}{rate:8.2} images/s    {:.2} ms a picture (p10 {:.2}, p90 {:.2}), \
+                     {cpu:.2} ms of a core",
                     times.median, times.p10, times.p90
                 ));
             }

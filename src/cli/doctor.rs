@@ -83,7 +83,7 @@ impl Doctor {
         for tier in Tier::ALL {
             let class = tier.numeric_class();
             let has = if cpu.has(tier) { "yes" } else { "no" };
-            text.push_str(&format!("  {tier:<12} {has:<4} {class:<14} {}\n", needs(tier)));
+            text.push_str(&format!("  {:<12} {has:<4} {class:<14} {}\n", tier.name(), needs(tier)));
         }
         text.push_str("--precision\n");
         for (precision, tier) in &chosen {
@@ -120,6 +120,7 @@ fn needs(tier: Tier) -> &'static str {
             "AVX-512 F, BW, DQ, VL and BF16; no faster than f32 on this CPU, so only by --precision \
              bf16"
         }
+        Tier::Amx => "AMX tiles with BF16, which the system lets us use, and the next line's",
         Tier::Avx512Bf16 => "AVX-512 F, BW, DQ, VL and BF16",
         Tier::Avx512 => "AVX-512 F, BW, DQ, VL",
         Tier::Avx2 => "AVX2 and FMA",

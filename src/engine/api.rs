@@ -67,6 +67,10 @@ pub trait Worker: Send {
         conf: f32,
         candidates: &mut Vec<Candidate>,
     ) -> Result<(), EngineError>;
+
+    /// To be called before the thread waits for work: gives back what makes it expensive for the
+    /// operating system to switch to another thread.
+    fn idle(&mut self) {}
 }
 
 /// Why an executor could not do its work.

@@ -21,6 +21,7 @@ use super::spec::{IfLocked, Input, Spec};
 use super::terminal::Terminal;
 use crate::engine::{self, Engine};
 use crate::model;
+use crate::pool;
 use crate::store::{
     Listed, LocalSource, LocalStore, Lock, LockError, Skip, Source, SourceOptions, Store,
 };
@@ -138,8 +139,7 @@ fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
     let side = facts.imgsz as usize;
     let needs = Needs {
         weights: loaded.engine.weight_bytes(),
-        // The letterboxed picture and what resizing it takes, besides the network's own.
-        arena: loaded.engine.scratch_bytes(side, side) + 8 * (side * side) as u64,
+        arena: loaded.engine.scratch_bytes(side, side) + pool::kept_bytes(side),
         parts: (open_pictures(spec, workers) + spec.caps.pictures) as u64
             * longest_line(spec.max_det, longest_label),
         picture: spec.limits.max_memory,

@@ -36,10 +36,16 @@ impl Memory {
     /// When the system has no room for them.
     pub fn new(len: usize) -> io::Result<Self> {
         let page = page_size();
-        let len = len.max(1).next_multiple_of(ALIGN);
-        let inner = len.next_multiple_of(page);
-        let mapped = inner + 2 * page;
-        let size = NonZeroUsize::new(mapped).ok_or(io::ErrorKind::InvalidInput)?;
+        // A size that wraps round would map little and claim much.
+        let sizes = || {
+            let len = len.max(1).checked_next_multiple_of(ALIGN)?;
+            let inner = len.checked_next_multiple_of(page)?;
+            let mapped = inner.checked_add(2 * page)?;
+            isize::try_from(mapped).ok()?;
+            Some((len, inner, NonZeroUsize::new(mapped)?))
+        };
+        let (len, inner, size) = sizes().ok_or(io::ErrorKind::OutOfMemory)?;
+        let mapped = size.get();
         // SAFETY: a new private mapping at a place of the system's choice touches nothing that is.
         let base =
             unsafe { mmap_anonymous(None, size, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE) }?;
@@ -141,6 +147,39 @@ mod tests {
             let last = memory.len() - 1;
             memory.bytes_mut()[last] = 7;
             memory.bytes_mut()[0] = 7;
+        }
+    }
+
+    #[test]
+    fn what_no_machine_has_is_an_error() {
+        for len in [1 << 62, isize::MAX as usize, usize::MAX / 2 + 2, usize::MAX - 63, usize::MAX] {
+            for less in [0, 1, 63, 4095, 4096, 8192] {
+                assert!(Memory::new(len - less).is_err(), "{len} - {less}");
+            }
+        }
+    }
+
+    /// The child dies of a signal, not of a panic: reading past either end is stopped by the system.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn both_ends_are_guarded() {
+        use std::os::unix::process::ExitStatusExt;
+        const END: &str = "HAUL_TEST_GUARD";
+        if let Some(end) = std::env::var_os(END) {
+            let memory = Memory::new(2 * page_size()).unwrap();
+            let offset = if end == "after" { memory.len() } else { usize::MAX };
+            // SAFETY: none: this is the access that the guard page is there to stop.
+            let byte = unsafe { memory.pointer().wrapping_add(offset).read_volatile() };
+            panic!("read {byte}");
+        }
+        for end in ["before", "after"] {
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "kernels::memory::tests::both_ends_are_guarded"])
+                .env(END, end)
+                .output()
+                .unwrap();
+            let signal = output.status.signal();
+            assert!(matches!(signal, Some(11 | 7)), "{end}: {:?}", output.status);
         }
     }
 }

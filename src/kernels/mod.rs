@@ -25,6 +25,8 @@ mod portable;
 mod reference;
 mod table;
 pub mod task;
+#[cfg(test)]
+mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -5,7 +5,7 @@ use super::math::to_bf16;
 use super::memory::{ALIGN, Memory};
 use super::portable;
 use super::reference::{self, View};
-use super::task::{Block, Conv, Element, Place, Pool, Store};
+use super::task::{Block, Conv, Element, KStep, Place, Pool, Store, Winograd};
 
 /// The kernels of one tier.
 #[derive(Clone, Copy, Debug)]
@@ -26,13 +26,28 @@ impl Kernels {
         self.tier
     }
 
+    /// To be called when this thread will have nothing to do for a while: what makes it expensive to
+    /// switch to another is given back.
+    pub fn idle(&self) {
+        #[cfg(target_arch = "x86_64")]
+        if self.tier == Tier::Amx {
+            // SAFETY: `new` saw the feature.
+            unsafe { super::x86::amx::release() };
+        }
+    }
+
     /// Runs some rows of a convolution in `arena`, with weights from `packed`.
     ///
     /// # Panics
     /// When the task leaves its memory: a bug of whoever made it.
     pub fn conv(&self, arena: &mut Memory, packed: &[u8], task: &Conv<'_>) {
-        check(arena.len(), packed, task, self.tier.element());
+        check(arena.len(), packed, task, self.tier);
         match self.tier {
+            // SAFETY: `new` saw the features, and `check` every offset.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Amx => unsafe {
+                super::x86::amx::conv(arena.pointer(), packed.as_ptr(), task);
+            },
             // SAFETY: `new` saw the features, and `check` every offset.
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512 => unsafe {
@@ -50,8 +65,13 @@ impl Kernels {
             },
             Tier::Portable => portable::conv(arena.floats_mut(), floats(packed), task),
             _ => {
-                let element = self.tier.element();
-                reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, task);
+                let (element, tiled) = (self.tier.element(), self.tier.has_tiles());
+                reference::conv(
+                    &mut View { bytes: arena.bytes_mut(), element },
+                    packed,
+                    tiled,
+                    task,
+                );
             }
         }
     }
@@ -61,9 +81,58 @@ impl Kernels {
     /// # Panics
     /// As [`Kernels::conv`].
     pub fn conv_reference(&self, arena: &mut Memory, packed: &[u8], task: &Conv<'_>) {
-        let element = self.tier.element();
-        check(arena.len(), packed, task, element);
-        reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, task);
+        let (element, tiled) = (self.tier.element(), self.tier.has_tiles());
+        check(arena.len(), packed, task, self.tier);
+        reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, tiled, task);
+    }
+
+    /// Whether [`Kernels::winograd`] is there and pays.
+    #[must_use]
+    pub fn has_winograd(&self) -> bool {
+        self.tier.has_winograd()
+    }
+
+    /// Runs some rows of a convolution by Winograd's scheme; `scratch` holds
+    /// [`Winograd::scratch`] f32.
+    ///
+    /// # Panics
+    /// When the task leaves its memory, or on a tier without: a bug of whoever made it.
+    pub fn winograd(
+        &self,
+        arena: &mut Memory,
+        packed: &[u8],
+        scratch: &mut Memory,
+        task: &Winograd<'_>,
+    ) {
+        check_winograd(arena.len(), packed, scratch, task);
+        match self.tier {
+            // SAFETY: `new` saw the features, and `check_winograd` every offset.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512 => unsafe {
+                let scratch = scratch.pointer().cast();
+                super::x86::winograd::wide::conv(arena.pointer(), packed.as_ptr(), scratch, task);
+            },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2 => unsafe {
+                let scratch = scratch.pointer().cast();
+                super::x86::winograd::narrow::conv(arena.pointer(), packed.as_ptr(), scratch, task);
+            },
+            _ => self.winograd_reference(arena, packed, task),
+        }
+    }
+
+    /// The same by the naive reference.
+    ///
+    /// # Panics
+    /// As [`Kernels::winograd`].
+    pub fn winograd_reference(&self, arena: &mut Memory, packed: &[u8], task: &Winograd<'_>) {
+        assert_eq!(self.tier.element(), Element::F32, "Winograd in bf16. This is a bug.");
+        reference::winograd(
+            &mut View { bytes: arena.bytes_mut(), element: Element::F32 },
+            packed,
+            task,
+        );
     }
 
     /// Runs some rows of a 5 × 5 maximum; `line` is scratch.
@@ -78,7 +147,7 @@ impl Kernels {
             }
             // SAFETY: `new` saw the features; the body is safe code.
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 | Tier::Avx512Bf16 => unsafe {
+            Tier::Avx512 | Tier::Avx512Bf16 | Tier::Amx => unsafe {
                 wide::pool_avx512(arena, task, line, element)
             },
             // SAFETY: as above.
@@ -97,7 +166,7 @@ impl Kernels {
         match self.tier {
             // SAFETY: `new` saw the features; the body is safe code.
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 | Tier::Avx512Bf16 => unsafe {
+            Tier::Avx512 | Tier::Avx512Bf16 | Tier::Amx => unsafe {
                 wide::convert_avx512(arena, at, pixels, element);
             },
             // SAFETY: as above.
@@ -139,7 +208,7 @@ impl Kernels {
         match self.tier {
             // SAFETY: `new` saw the features; the body is safe code.
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 | Tier::Avx512Bf16 => unsafe {
+            Tier::Avx512 | Tier::Avx512Bf16 | Tier::Amx => unsafe {
                 wide::scan_avx512(arena, planes, (first, width), floor, hits);
             },
             // SAFETY: as above.
@@ -166,8 +235,11 @@ fn end(place: &Place, rows: usize, width: usize, bytes: usize) -> usize {
 }
 
 /// Everything the kernels rely on.
-fn check(arena: usize, packed: &[u8], task: &Conv<'_>, element: Element) {
+fn check(arena: usize, packed: &[u8], task: &Conv<'_>, tier: Tier) {
+    let element = tier.element();
     let size = element.bytes();
+    // Whole tiles are read, of which only the pixels that exist are stored.
+    let read = task.width + if tier.has_tiles() { Conv::TILE_OVERRUN } else { 0 };
     let inside = |place: &Place, rows: usize, bytes: usize| {
         assert!(
             end(place, rows, task.width, bytes) <= arena,
@@ -182,9 +254,21 @@ fn check(arena: usize, packed: &[u8], task: &Conv<'_>, element: Element) {
         packed.as_ptr().addr().is_multiple_of(ALIGN),
         "packed weights are not aligned. This is a bug."
     );
+    let readable = |place: &Place, rows: usize, bytes: usize| {
+        assert!(
+            end(place, rows, read, bytes) <= arena,
+            "{place:?} leaves the arena. This is a bug."
+        );
+    };
     for k in task.ksteps {
-        inside(&k.from, task.rows, k.count.saturating_mul(size));
+        readable(&k.from, task.rows, k.count.saturating_mul(size));
+        let unit = if tier.has_tiles() { 64 } else { 4 };
+        assert!(
+            k.count.saturating_mul(size).is_multiple_of(unit),
+            "{k:?} is no line. This is a bug."
+        );
         assert!(k.from.px.is_multiple_of(4), "{k:?} is no whole number of units. This is a bug.");
+        aligned(&Place { px: 0, ..k.from }, size);
         assert!(k.count.saturating_mul(size).is_multiple_of(4), "{k:?} is odd. This is a bug.");
     }
     for block in task.blocks {
@@ -211,10 +295,46 @@ fn check(arena: usize, packed: &[u8], task: &Conv<'_>, element: Element) {
             aligned(residual, 16 * size);
         }
         if let Some(init) = init {
-            inside(init, (task.rows + usize::from(task.odd)).div_ceil(2), lanes * 4);
+            readable(init, (task.rows + usize::from(task.odd)).div_ceil(2), lanes * 4);
             aligned(init, 64);
         }
     }
+}
+
+/// Everything the Winograd kernels rely on.
+fn check_winograd(arena: usize, packed: &[u8], scratch: &Memory, task: &Winograd<'_>) {
+    let as_conv = Conv {
+        ksteps: &[],
+        blocks: task.blocks,
+        rows: task.rows,
+        width: task.width,
+        odd: false,
+        act: task.act,
+        store: Store::Element,
+    };
+    check(arena, packed, &as_conv, Tier::Reference);
+    let (rows, columns) = (task.rows.next_multiple_of(2) + 2, task.width.next_multiple_of(2) + 2);
+    let mut channels = 0;
+    for plane in task.planes {
+        let KStep { from, count } = plane;
+        let all = from.at | from.row | from.px;
+        assert!(
+            end(from, rows, columns, count * 4) <= arena
+                && matches!(count, 16 | 32)
+                && from.px == count * 4
+                && all.is_multiple_of(ALIGN),
+            "{plane:?} is no plane in the arena. This is a bug."
+        );
+        channels += count;
+    }
+    for block in task.blocks {
+        let bytes = Winograd::POSITIONS * channels * block.lanes * 4;
+        assert!(
+            block.init.is_none() && block.weights.saturating_add(bytes) <= packed.len(),
+            "{block:?} leaves the packed weights. This is a bug."
+        );
+    }
+    assert!(scratch.floats().len() >= Winograd::scratch(channels), "scratch. This is a bug.");
 }
 
 #[inline(always)]

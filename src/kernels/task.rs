@@ -50,8 +50,24 @@ impl Place {
 pub struct KStep {
     /// Where its elements begin.
     pub from: Place,
-    /// How many elements; even for [`Element::Bf16`].
+    /// How many elements; even for [`Element::Bf16`], a multiple of 32 for tiles.
     pub count: usize,
+}
+
+/// Where the weight of element `k` (counted over all K-steps) for a lane lies among those of its
+/// block, in elements.
+#[must_use]
+pub fn weight_index(element: Element, tiled: bool, k: usize, lane: usize, lanes: usize) -> usize {
+    let pair = match (element, tiled) {
+        (Element::F32, _) => return k * lanes + lane,
+        (Element::Bf16, false) => k / 2 * lanes + lane,
+        // Tiles of 16 pairs × 16 lanes, one or two for each 32 elements.
+        (Element::Bf16, true) => {
+            let tile = k / 32 * (lanes / 16) + lane / 16;
+            (tile * 16 + k % 32 / 2) * 16 + lane % 16
+        }
+    };
+    2 * pair + k % 2
 }
 
 /// What follows the sum.
@@ -79,7 +95,8 @@ pub enum Store {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Block {
     /// Where its weights begin: for each element of each K-step, `lanes` weights
-    /// (for [`Element::Bf16`]: for each pair of elements, `lanes` pairs).
+    /// (for [`Element::Bf16`]: for each pair of elements, `lanes` pairs; for tiles: for each 32
+    /// elements one or two tiles of 16 pairs of elements × 16 lanes).
     pub weights: usize,
     /// Where its `lanes` f32 biases begin, in the same memory.
     pub bias: usize,
@@ -113,10 +130,45 @@ pub struct Conv<'a> {
 }
 
 impl Conv<'_> {
+    /// Pixels beyond the last that tiles may read.
+    pub const TILE_OVERRUN: usize = 31;
+
     /// Bytes of weights that a block of so many lanes reads.
     #[must_use]
     pub fn weight_bytes(&self, lanes: usize, element: Element) -> usize {
-        self.ksteps.iter().map(|k| k.count).sum::<usize>() * lanes * element.bytes()
+        // Saturating: a sum that does not fit must not look like a small one to those who check.
+        let elements = self.ksteps.iter().fold(0usize, |sum, k| sum.saturating_add(k.count));
+        elements.saturating_mul(lanes).saturating_mul(element.bytes())
+    }
+}
+
+/// Some rows of a 3 × 3 convolution of stride 1, f32, by Winograd's F(2 × 2, 3 × 3).
+#[derive(Clone, Copy, Debug)]
+pub struct Winograd<'a> {
+    /// For each plane of the input the place of the tap above and left of the first output pixel;
+    /// all its lanes (16 or 32) take part.
+    pub planes: &'a [KStep],
+    /// What is computed. The weights of a block are transformed: for each of 16 positions (row by
+    /// row), for each lane of each plane, `lanes` weights.
+    pub blocks: &'a [Block],
+    /// Output rows; the first is an even one of its tensor.
+    pub rows: usize,
+    /// Output pixels per row.
+    pub width: usize,
+    /// What follows the sum.
+    pub act: Activation,
+}
+
+impl Winograd<'_> {
+    /// Tiles in a chunk at most.
+    pub const TILES: usize = 12;
+    /// Positions of a tile.
+    pub const POSITIONS: usize = 16;
+
+    /// How many f32 of scratch memory it needs for so many input channels.
+    #[must_use]
+    pub fn scratch(channels: usize) -> usize {
+        Self::POSITIONS * Self::TILES * (channels + 32)
     }
 }
 

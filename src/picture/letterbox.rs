@@ -1,11 +1,8 @@
 //! Ultralytics' letterbox: where a picture lies in the network's input, and putting it there.
 
-use fast_image_resize::images::{TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-
 use super::decode::Picture;
 use super::error::PictureError;
+use super::resize::{Bilinear, Target};
 
 /// The gray around a picture.
 const PAD: u8 = 114;
@@ -82,28 +79,23 @@ impl Letterbox {
 }
 
 /// Makes network inputs, reusing its buffers from one picture to the next.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Letterboxer {
-    resizer: Resizer,
-    resized: Vec<u8>,
+    bilinear: Bilinear,
     input: Vec<u8>,
-}
-
-impl Default for Letterboxer {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Letterboxer {
     /// Without buffers yet: the first picture makes them.
     pub fn new() -> Self {
-        Self { resizer: Resizer::new(), resized: Vec::new(), input: Vec::new() }
+        Self::default()
     }
 
     /// Put `picture` where `geometry` says. Returns interleaved 8-bit RGB, `geometry.width *
     /// geometry.height * 3` bytes, with 114 around the picture. Bilinear without antialiasing and
     /// with half-pixel centres, as `cv2.resize(INTER_LINEAR)`.
+    ///
+    /// Every byte is written once: the picture straight into its place, and gray around it.
     ///
     /// # Errors
     /// [`super::Code::Internal`] if `geometry` is not of this picture.
@@ -112,32 +104,32 @@ impl Letterboxer {
         picture: &Picture,
         geometry: &Letterbox,
     ) -> Result<&'a [u8], PictureError> {
-        if (picture.width, picture.height) != geometry.source {
+        let (width, height) = geometry.resized;
+        let whole = picture.width as usize * picture.height as usize * 3;
+        if (picture.width, picture.height) != geometry.source || picture.rgb.len() != whole {
             return Err(PictureError::internal());
         }
-        let (width, height) = geometry.resized;
-        let pixels: &[u8] = if geometry.resized == geometry.source {
-            &picture.rgb
+        let line = geometry.width as usize * 3;
+        // What an earlier picture left is written over below.
+        self.input.resize(line * geometry.height as usize, PAD);
+        let (left, row) = (geometry.pad.0 as usize * 3, width as usize * 3);
+        let (above, rest) = self.input.split_at_mut(geometry.pad.1 as usize * line);
+        let (inside, below) = rest.split_at_mut(height as usize * line);
+        above.fill(PAD);
+        below.fill(PAD);
+        if row < line {
+            for to in inside.chunks_exact_mut(line) {
+                to[..left].fill(PAD);
+                to[left + row..].fill(PAD);
+            }
+        }
+        if geometry.resized == geometry.source {
+            for (to, from) in inside.chunks_exact_mut(line).zip(picture.rgb.chunks_exact(row)) {
+                to[left..left + row].copy_from_slice(from);
+            }
         } else {
-            let internal = |_| PictureError::internal();
-            self.resized.resize(width as usize * height as usize * 3, 0);
-            let source =
-                TypedImageRef::<U8x3>::from_buffer(picture.width, picture.height, &picture.rgb)
-                    .map_err(|_| PictureError::internal())?;
-            let mut target = TypedImage::<U8x3>::from_buffer(width, height, &mut self.resized)
-                .map_err(|_| PictureError::internal())?;
-            let options =
-                ResizeOptions::new().resize_alg(ResizeAlg::Interpolation(FilterType::Bilinear));
-            self.resizer.resize_typed(&source, &mut target, &options).map_err(internal)?;
-            &self.resized
-        };
-        self.input.clear();
-        self.input.resize(geometry.width as usize * geometry.height as usize * 3, PAD);
-        let (row, line) = (width as usize * 3, geometry.width as usize * 3);
-        let left = geometry.pad.0 as usize * 3;
-        let lines = self.input.chunks_exact_mut(line).skip(geometry.pad.1 as usize);
-        for (to, from) in lines.zip(pixels.chunks_exact(row)) {
-            to[left..left + row].copy_from_slice(from);
+            let target = Target { rgb: &mut inside[left..], width, height, stride: line };
+            self.bilinear.run(&picture.rgb, picture.width, picture.height, target);
         }
         Ok(&self.input)
     }
@@ -195,6 +187,8 @@ mod tests {
                 assert_eq!(input.iter().filter(|&&v| v == PAD).count(), input.len() - inside);
                 let at = (geometry.pad.1 * geometry.width + geometry.pad.0) as usize * 3;
                 assert_eq!(input[at], 200, "{width} x {height}");
+                // Whatever the picture before has left in the buffer.
+                letterboxer.input.fill(77);
             }
         }
     }

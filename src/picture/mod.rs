@@ -16,9 +16,10 @@ mod letterbox;
 mod orient;
 mod other;
 mod probe;
+mod resize;
 
 pub use annotate::{Mark, annotate};
-pub use decode::{Picture, decode};
+pub use decode::{Decoder, Picture, decode};
 pub use error::{Code, PictureError};
 pub use letterbox::{Letterbox, Letterboxer};
 pub use probe::{Format, Header, Limits, Truncated, probe};

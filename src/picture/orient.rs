@@ -2,6 +2,8 @@
 
 use image::metadata::Orientation;
 
+use super::decode::sized;
+
 /// The orientation, 1 to 8, in an EXIF block; with or without the `Exif\0\0` that JPEG puts
 /// before it. `None` where it says nothing usable.
 pub(super) fn from_exif(block: &[u8]) -> Option<u8> {
@@ -9,13 +11,18 @@ pub(super) fn from_exif(block: &[u8]) -> Option<u8> {
     Orientation::from_exif_chunk(tiff).map(Orientation::to_exif)
 }
 
-/// Turn RGB pixels upright. Returns them with the upright width and height.
+/// Sides in pixels of the squares in which pixels are moved: where rows become columns, all lines
+/// of a square stay in the cache until they are used up.
+const TILE: usize = 32;
+
+/// Write RGB pixels upright into `out`. Returns the upright width and height.
 pub(super) fn upright(
-    rgb: Vec<u8>,
+    rgb: &[u8],
     width: u32,
     height: u32,
     orientation: u8,
-) -> (Vec<u8>, u32, u32) {
+    out: &mut Vec<u8>,
+) -> (u32, u32) {
     let (w, h) = (width as usize, height as usize);
     // Where the upright picture's first pixel lies in the stored one, and how far (in pixels) one
     // step to the right and one step down in the upright picture moves there.
@@ -29,17 +36,25 @@ pub(super) fn upright(
         6 => (last - (row - 1), -row, column),
         7 => (last, -row, -column),
         8 => (row - 1, row, -column),
-        _ => return (rgb, width, height),
+        _ => (0, column, row),
     };
     let (width, height) = if orientation >= 5 { (height, width) } else { (width, height) };
-    let mut out = Vec::with_capacity(rgb.len());
-    for y in 0..height as isize {
-        let mut at = start + y * down;
-        for _ in 0..width {
-            let i = at as usize * 3;
-            out.extend_from_slice(&rgb[i..i + 3]);
-            at += right;
+    sized(out, rgb.len());
+    let line = width as usize * 3;
+    let across = if orientation >= 5 { TILE } else { width as usize };
+    for (band, lines) in out.chunks_mut((TILE * line).max(1)).enumerate() {
+        for left in (0..width as usize).step_by(across) {
+            for (y, line) in lines.chunks_exact_mut(line).enumerate() {
+                let y = (band * TILE + y) as isize;
+                let mut at = start + y * down + left as isize * right;
+                let part = line.len().min((left + across) * 3);
+                for to in line[left * 3..part].chunks_exact_mut(3) {
+                    let i = at as usize * 3;
+                    to.copy_from_slice(&rgb[i..i + 3]);
+                    at += right;
+                }
+            }
         }
     }
-    (out, width, height)
+    (width, height)
 }

@@ -9,6 +9,7 @@ use image::error::ImageError;
 use image::{ColorType, ImageDecoder, ImageResult};
 
 use super::container;
+use super::decode::{empty, zeros};
 use super::error::PictureError;
 use super::orient;
 use super::probe::{Format, Header, Limits, check_pixels};
@@ -69,8 +70,8 @@ fn decode_bytes(format: Format, width: u32, height: u32, colour: ColorType, turn
     (sample * pixels + own.max(rgb)).max(turned)
 }
 
-/// The picture's RGB as stored, not yet upright.
-pub(super) fn pixels(bytes: &[u8], header: &Header) -> Result<Vec<u8>, PictureError> {
+/// Writes the picture's RGB as stored, not yet upright, into `rgb`.
+pub(super) fn pixels(bytes: &[u8], header: &Header, rgb: &mut Vec<u8>) -> Result<(), PictureError> {
     let ended = Cell::new(false);
     let fault = |e| fault(&e, header.format, bytes, header.decode_bytes, ended.get());
     let overhead = overhead(bytes, header.width);
@@ -79,18 +80,22 @@ pub(super) fn pixels(bytes: &[u8], header: &Header) -> Result<Vec<u8>, PictureEr
     limits.max_alloc = Some(header.decode_bytes);
     decoder.set_limits(limits).map_err(fault)?;
     let colour = decoder.color_type();
-    let mut samples = vec![0; usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX)];
-    decoder.read_image_boxed(&mut samples).map_err(fault)?;
+    // Gray becomes three bytes of one where it stands.
+    let total = decoder.total_bytes();
+    let room = total.max(3 * u64::from(header.width) * u64::from(header.height));
+    empty(rgb, usize::try_from(room).unwrap_or(usize::MAX));
+    zeros(rgb, usize::try_from(total).unwrap_or(usize::MAX));
+    decoder.read_image_boxed(rgb).map_err(fault)?;
     if header.format == Format::Gif {
         let background = container::gif_background(bytes);
-        for pixel in samples.chunks_exact_mut(4).filter(|pixel| pixel[3] == 0) {
+        for pixel in rgb.chunks_exact_mut(4).filter(|pixel| pixel[3] == 0) {
             pixel[..3].copy_from_slice(&background);
         }
     }
-    let rgb = into_rgb(samples, colour).ok_or_else(|| {
-        PictureError::unsupported(format_args!("this {}", header.format.as_str()))
-    })?;
-    Ok(rgb)
+    match to_rgb(rgb, colour) {
+        true => Ok(()),
+        false => Err(PictureError::unsupported(format_args!("this {}", header.format.as_str()))),
+    }
 }
 
 fn open<'a>(
@@ -130,41 +135,41 @@ fn orientation(
     })
 }
 
-/// Alpha dropped, gray replicated, 16 bit cut to the high byte. `None`: a kind cv2 has no
-/// 8-bit meaning for (floating point).
-fn into_rgb(mut samples: Vec<u8>, colour: ColorType) -> Option<Vec<u8>> {
+/// Alpha dropped, gray replicated, 16 bit cut to the high byte, all in place. `false`: a kind cv2
+/// has no 8-bit meaning for (floating point).
+fn to_rgb(samples: &mut Vec<u8>, colour: ColorType) -> bool {
     let wide = colour.bytes_per_pixel() / colour.channel_count() == 2;
     let channels = usize::from(colour.channel_count());
     if wide {
-        // Samples are in the machine's own order; the picture shrinks in place.
+        // Samples are in the machine's own order.
         let count = samples.len() / 2;
         for i in 0..count {
             samples[i] = (u16::from_ne_bytes([samples[2 * i], samples[2 * i + 1]]) >> 8) as u8;
         }
         samples.truncate(count);
     } else if usize::from(colour.bytes_per_pixel()) != channels {
-        return None;
+        return false;
     }
+    let count = samples.len() / channels;
     match channels {
         1 | 2 => {
-            let mut rgb = Vec::with_capacity(samples.len() / channels * 3);
-            for pixel in samples.chunks_exact(channels) {
-                rgb.extend_from_slice(&[pixel[0]; 3]);
+            samples.resize(3 * count, 0);
+            // From the end, so that what is written was read.
+            for i in (0..count).rev() {
+                let gray = samples[channels * i];
+                samples[3 * i..3 * i + 3].fill(gray);
             }
-            Some(rgb)
         }
-        3 => Some(samples),
+        3 => {}
         4 => {
-            let count = samples.len() / 4;
             for i in 0..count {
                 samples.copy_within(4 * i..4 * i + 3, 3 * i);
             }
             samples.truncate(3 * count);
-            samples.shrink_to_fit();
-            Some(samples)
         }
-        _ => None,
+        _ => return false,
     }
+    true
 }
 
 /// The file, noting whether anybody wanted to read past its end: what tells an incomplete file

@@ -8,4 +8,4 @@ mod budget;
 mod worker;
 
 pub use budget::{Budget, Closed, Ticket};
-pub use worker::{Analysis, Failure, Found, Idle, Outcome, Params, Pool, Spent, Work};
+pub use worker::{Analysis, Failure, Found, Idle, Outcome, Params, Pool, Spent, Work, kept_bytes};

@@ -10,9 +10,9 @@ use crossbeam_channel::{Receiver, Sender};
 use super::budget::Ticket;
 use crate::engine::{Engine, Input, Worker};
 use crate::picture::{
-    Letterbox, Letterboxer, Limits, Mark, Picture, PictureError, annotate, decode, probe,
+    Decoder, Letterbox, Letterboxer, Limits, Mark, Picture, PictureError, annotate, probe,
 };
-use crate::yolo::{Candidate, NmsOptions, nms};
+use crate::yolo::{Candidate, Nms, NmsOptions};
 
 /// What to do with a picture.
 #[derive(Clone, Debug)]
@@ -151,7 +151,9 @@ impl Pool {
             let mut worker = State {
                 engine: engine.clone(),
                 network: engine.worker().map_err(|error| with_cause(&error))?,
+                decoder: Decoder::new(),
                 letterboxer: Letterboxer::new(),
+                nms: Nms::new(),
                 candidates: Vec::new(),
                 idle: idle.clone(),
             };
@@ -200,11 +202,20 @@ impl Pool {
     }
 }
 
+/// Bytes at most that a worker keeps between pictures besides the network's own, for an input of
+/// `side` by `side` pixels: the letterboxed picture, candidates, and what decoding keeps.
+#[must_use]
+pub fn kept_bytes(side: usize) -> u64 {
+    (8 * side * side + Decoder::KEPT) as u64
+}
+
 /// What one worker owns.
 struct State {
     engine: Arc<dyn Engine>,
     network: Box<dyn Worker>,
+    decoder: Decoder,
     letterboxer: Letterboxer,
+    nms: Nms,
     candidates: Vec<Candidate>,
     idle: Arc<Idle>,
 }
@@ -213,7 +224,15 @@ impl State {
     fn serve(&mut self, queue: &Receiver<Work>) {
         loop {
             let start = Instant::now();
-            let Ok(work) = queue.recv() else { return };
+            let work = match queue.try_recv() {
+                Ok(work) => work,
+                // The queue is empty: this thread will sleep.
+                Err(_) => {
+                    self.network.idle();
+                    let Ok(work) = queue.recv() else { return };
+                    work
+                }
+            };
             add(&self.idle.queue, start.elapsed());
             let Work { bytes, params, mut ticket, cancelled, reply } = work;
             let mut spent = Spent::default();
@@ -223,6 +242,7 @@ impl State {
                 self.guarded(&bytes, &params, &mut ticket, &mut spent)
             };
             drop(bytes);
+            self.decoder.trim();
             let kept = result.as_ref().ok().and_then(|analysis| analysis.annotated.as_ref());
             ticket.shrink_to(kept.map_or(0, |jpeg| jpeg.len() as u64));
             reply(Outcome { result, spent, ticket });
@@ -244,7 +264,9 @@ impl State {
                 if let Ok(network) = self.engine.worker() {
                     self.network = network;
                 }
+                self.decoder = Decoder::new();
                 self.letterboxer = Letterboxer::new();
+                self.nms = Nms::new();
                 let text = panic
                     .downcast_ref::<&str>()
                     .map(|text| (*text).to_owned())
@@ -268,12 +290,12 @@ impl State {
         ticket.grow(header.decode_bytes).map_err(|_| Failure::Cancelled)?;
         let waited = waiting.elapsed();
         add(&self.idle.budget, waited);
-        let picture = decode(bytes, &header, &params.limits).map_err(Failure::Picture)?;
+        let picture = self.decoder.run(bytes, &header, &params.limits).map_err(Failure::Picture)?;
         spent.decode = start.elapsed() - waited;
 
         let start = Instant::now();
         let geometry = Letterbox::new(picture.width, picture.height, params.imgsz, params.square);
-        let rgb = self.letterboxer.run(&picture, &geometry).map_err(Failure::Picture)?;
+        let rgb = self.letterboxer.run(picture, &geometry).map_err(Failure::Picture)?;
         spent.letterbox = start.elapsed();
 
         let start = Instant::now();
@@ -284,7 +306,7 @@ impl State {
         spent.infer = start.elapsed();
 
         let start = Instant::now();
-        nms(&params.nms, &mut self.candidates);
+        self.nms.run(&params.nms, &mut self.candidates);
         let found: Vec<Found> = self
             .candidates
             .iter()
@@ -299,10 +321,10 @@ impl State {
         let start = Instant::now();
         let annotated = match &params.annotate {
             None => None,
-            Some(labels) => Some(draw(&picture, &found, labels).map_err(Failure::Picture)?),
+            Some(labels) => Some(draw(picture, &found, labels).map_err(Failure::Picture)?),
         };
         spent.draw = start.elapsed();
-        let Picture { width, height, truncated, .. } = picture;
+        let Picture { width, height, truncated, .. } = *picture;
         Ok(Analysis { width, height, truncated, found, annotated })
     }
 }

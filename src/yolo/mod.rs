@@ -15,5 +15,5 @@ pub use decode::{Candidate, Cell, Head, Level, logit_floor};
 pub use graph::{Act, Conv, Graph, Node, Op, Output, Value};
 pub use math::{exp, sigmoid};
 pub use network::{Network, NetworkError, Tensor, Weights};
-pub use nms::{NmsOptions, nms};
+pub use nms::{Nms, NmsOptions, nms};
 pub use wiring::{WiringError, yolov8};

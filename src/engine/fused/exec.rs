@@ -4,7 +4,7 @@ use super::super::api::Input;
 use super::lower::{Conv, Id, Kind, Net, Op};
 use super::pack::Packed;
 use super::plan::{Layout, Plan, Step};
-use crate::kernels::task::{Block, Conv as Task, KStep, Place, Pool, Store};
+use crate::kernels::task::{Block, Conv as Task, KStep, Place, Pool, Store, Winograd};
 use crate::kernels::{Kernels, Memory};
 
 /// The picture, in either form.
@@ -63,6 +63,8 @@ struct BoundBlock {
 /// What one thread works in: an arena, and lists that are filled anew for each step.
 pub(super) struct Scratch {
     pub(super) arena: Memory,
+    /// Between the stages of Winograd's scheme.
+    transformed: Memory,
     origins: Vec<isize>,
     ksteps: Vec<KStep>,
     blocks: Vec<Block>,
@@ -76,6 +78,7 @@ impl Scratch {
     pub(super) fn new() -> std::io::Result<Self> {
         Ok(Scratch {
             arena: Memory::new(1)?,
+            transformed: Memory::new(1)?,
             origins: Vec::new(),
             ksteps: Vec::new(),
             blocks: Vec::new(),
@@ -123,6 +126,9 @@ impl Program {
         if scratch.arena.len() < self.plan.bytes {
             scratch.arena = Memory::new(self.plan.bytes)?;
         }
+        if scratch.transformed.len() < self.plan.scratch {
+            scratch.transformed = Memory::new(self.plan.scratch)?;
+        }
         scratch.origins.clear();
         scratch.origins.resize(net.tensors.len(), -1);
         scratch.hits.resize(net.levels.len(), Vec::new());
@@ -161,6 +167,12 @@ impl Program {
 
     fn begin(&self, net: &Net, tensor: Id, arena: &mut Memory) {
         let layout = &self.plan.layouts[tensor];
+        if layout.clean {
+            for span in &layout.spans {
+                arena.bytes_mut()[span.clone()].fill(0);
+            }
+            return;
+        }
         for (index, plane) in net.tensors[tensor].planes.iter().enumerate() {
             let pixel = plane.lanes * layout.size;
             let line = layout.pitch * pixel;
@@ -239,7 +251,7 @@ impl Program {
         rows: std::ops::Range<usize>,
         scratch: &mut Scratch,
     ) {
-        let Scratch { arena, origins, ksteps, blocks, .. } = scratch;
+        let Scratch { arena, transformed, origins, ksteps, blocks, .. } = scratch;
         let bound = &self.bound[op];
         let place = |relative: &Relative, row: usize| {
             let rows = row as isize - origins[relative.tensor];
@@ -260,6 +272,13 @@ impl Program {
             residual: block.residual.as_ref().map(|r| place(r, rows.start)),
             init: block.init.as_ref().map(|r| place(r, rows.start / 2)),
         }));
+        if conv.winograd {
+            let width = self.plan.layouts[conv.parts[0].tensor].width;
+            let (rows, act) = (rows.len(), conv.act);
+            let task = Winograd { planes: ksteps, blocks, rows, width, act };
+            kernels.winograd(arena, weights, transformed, &task);
+            return;
+        }
         let out = conv.parts[0].tensor;
         let (store, width) = match net.tensors[out].kind {
             Kind::Sums => (Store::F32Twice, self.plan.layouts[out].width / 2),

@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 
 use super::super::api::EngineError;
+use crate::kernels::Tier;
 use crate::kernels::task::{Activation, Element};
 use crate::yolo::{Act, Graph, Op as Node, Value};
 
@@ -102,6 +103,8 @@ pub(super) struct Conv {
     /// Its sums begin here instead of with the bias.
     pub(super) init: Option<Id>,
     pub(super) steps: Vec<Step>,
+    /// By Winograd's scheme: `steps` has one entry for each plane.
+    pub(super) winograd: bool,
 }
 
 /// A piece of work.
@@ -137,6 +140,8 @@ pub(super) struct Level {
 #[derive(Clone, Debug)]
 pub(super) struct Net {
     pub(super) element: Element,
+    /// For kernels that work on tiles: K-steps are whole lines of 32 elements.
+    pub(super) tiled: bool,
     pub(super) tensors: Vec<Tensor>,
     pub(super) ops: Vec<Op>,
     pub(super) levels: Vec<Level>,
@@ -224,14 +229,15 @@ struct Lowering<'g> {
     writer: Vec<usize>,
 }
 
-/// Lowers `graph` for kernels that store elements of this kind.
+/// Lowers `graph` for kernels of this tier: for how they store elements, and their arithmetic.
 ///
 /// # Errors
 /// [`EngineError::Unsupported`] for a graph that is no YOLOv8: a slice of a sum, an upsampling that
 /// does not feed a 1 × 1 convolution.
-pub(super) fn lower(graph: &Graph, element: Element) -> Result<Net, EngineError> {
+pub(super) fn lower(graph: &Graph, tier: Tier) -> Result<Net, EngineError> {
     let net = Net {
-        element,
+        element: tier.element(),
+        tiled: tier.has_tiles(),
         tensors: Vec::new(),
         ops: Vec::new(),
         levels: Vec::new(),
@@ -258,9 +264,10 @@ pub(super) fn lower(graph: &Graph, element: Element) -> Result<Net, EngineError>
     }
     for op in 0..this.net.ops.len() {
         if let Op::Conv(conv) = &this.net.ops[op] {
-            let steps = steps(&this.net, conv);
+            let winograd = tier.has_winograd() && suits_winograd(&this.net, conv);
+            let steps = if winograd { planes_of(&this.net, conv) } else { steps(&this.net, conv) };
             if let Op::Conv(conv) = &mut this.net.ops[op] {
-                conv.steps = steps;
+                (conv.steps, conv.winograd) = (steps, winograd);
             }
         }
     }
@@ -404,6 +411,7 @@ impl Lowering<'_> {
             parts: Vec::new(),
             init: None,
             steps: Vec::new(),
+            winograd: false,
         };
         let mut inits = Vec::new();
         if !low.is_empty() {
@@ -439,9 +447,10 @@ impl Lowering<'_> {
 /// tap by tap. Taps of a row whose pixels are full are one run in memory.
 fn steps(net: &Net, conv: &Conv) -> Vec<Step> {
     let pad = (conv.kernel / 2) as isize;
-    let even = |count: usize| match net.element {
+    // What is read besides meets weights of zero.
+    let whole = |count: usize| match net.element {
         Element::F32 => count,
-        Element::Bf16 => count.next_multiple_of(2),
+        Element::Bf16 => count.next_multiple_of(if net.tiled { 32 } else { 2 }),
     };
     let mut steps = Vec::new();
     for term in &conv.terms {
@@ -453,16 +462,39 @@ fn steps(net: &Net, conv: &Conv) -> Vec<Step> {
                     first: term.first + p.first,
                     dy: ky as isize - pad,
                     dx: -pad,
-                    count: even(conv.kernel * p.lanes),
+                    count: whole(conv.kernel * p.lanes),
                 };
-                if p.used == p.lanes {
+                if p.used == p.lanes || net.tiled {
                     steps.push(step);
                     continue;
                 }
                 for kx in 0..conv.kernel {
-                    steps.push(Step { dx: kx as isize - pad, count: even(p.used), ..step });
+                    steps.push(Step { dx: kx as isize - pad, count: whole(p.used), ..step });
                 }
             }
+        }
+    }
+    steps
+}
+
+/// Whether a convolution is done by Winograd's scheme, where the kernels have it. A rule of the
+/// shape alone, since it decides the bits.
+fn suits_winograd(net: &Net, conv: &Conv) -> bool {
+    let activations = |id: Id| net.tensors[id].kind == Kind::Activation;
+    conv.kernel == 3
+        && conv.stride == 1
+        && conv.init.is_none()
+        && conv.terms.iter().all(|term| activations(term.tensor))
+        && conv.parts.iter().all(|part| activations(part.tensor))
+}
+
+/// One step for each plane of the input, at its tap above and left.
+fn planes_of(net: &Net, conv: &Conv) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for term in &conv.terms {
+        for (plane, p) in net.tensors[term.tensor].planes.iter().enumerate() {
+            let first = term.first + p.first;
+            steps.push(Step { tensor: term.tensor, plane, first, dy: -1, dx: -1, count: p.lanes });
         }
     }
     steps

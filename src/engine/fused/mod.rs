@@ -15,6 +15,8 @@ mod lower;
 mod pack;
 mod plan;
 mod profile;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::collections::HashMap;
@@ -66,7 +68,7 @@ impl Fused {
     /// As [`Fused::new`].
     pub fn with_strips(network: &Network, tier: Tier, strips: Strips) -> Result<Self, EngineError> {
         let kernels = Kernels::new(tier).ok_or(EngineError::Tier { tier: tier.name() })?;
-        let net = lower::lower(&network.graph, tier.element())?;
+        let net = lower::lower(&network.graph, tier)?;
         let index = pack::index(&net);
         let weights = pack::pack(network, &net, &index)?;
         let programs = Mutex::new(HashMap::new());
@@ -109,7 +111,8 @@ impl Engine for Fused {
     }
 
     fn scratch_bytes(&self, width: usize, height: usize) -> u64 {
-        self.shared.program(width, height).plan.bytes as u64 + BESIDES
+        let program = self.shared.program(width, height);
+        (program.plan.bytes + program.plan.scratch) as u64 + BESIDES
     }
 
     fn worker(&self) -> Result<Box<dyn Worker>, EngineError> {

@@ -8,7 +8,7 @@ use super::super::api::EngineError;
 use super::super::fold::fold;
 use super::lower::{Conv, Kind, Net, Op, Part, Plane, Step};
 use crate::kernels::math::to_bf16;
-use crate::kernels::task::Element;
+use crate::kernels::task::{Element, Winograd, weight_index};
 use crate::kernels::{ALIGN, Memory};
 use crate::yolo::{Network, Op as Node};
 
@@ -39,6 +39,7 @@ pub(super) fn index(net: &Net) -> Index {
         let mut of_op = Vec::new();
         if let Op::Conv(conv) = op {
             let elements: usize = conv.steps.iter().map(|step| step.count).sum();
+            let elements = elements * if conv.winograd { Winograd::POSITIONS } else { 1 };
             for (_, plane) in outputs(net, conv) {
                 of_op.push(Packed {
                     bias: take(4 * plane.lanes),
@@ -83,7 +84,11 @@ pub(super) fn pack(network: &Network, net: &Net, index: &Index) -> Result<Memory
                     rest.fill(f32::NEG_INFINITY);
                 }
             }
-            block.write(&mut memory, packed.weights);
+            if conv.winograd {
+                block.write_transformed(&mut memory, packed.weights);
+            } else {
+                block.write(&mut memory, packed.weights);
+            }
         }
     }
     Ok(memory)
@@ -127,16 +132,47 @@ impl Source<'_> {
             for element in 0..step.count {
                 for lane in 0..lanes {
                     let weight = self.weight(step, element, lane);
-                    match self.net.element {
-                        Element::F32 => memory.floats_mut()[at / 4 + k * lanes + lane] = weight,
-                        Element::Bf16 => {
-                            let pair = (k / 2 * lanes + lane) * 2 + k % 2;
-                            memory.halves_mut()[at / 2 + pair] = to_bf16(weight);
-                        }
+                    let Net { element: kind, tiled, .. } = *self.net;
+                    let index = weight_index(kind, tiled, k, lane, lanes);
+                    match kind {
+                        Element::F32 => memory.floats_mut()[at / 4 + index] = weight,
+                        Element::Bf16 => memory.halves_mut()[at / 2 + index] = to_bf16(weight),
                     }
                 }
                 k += 1;
             }
+        }
+    }
+
+    /// U = G g Gᵀ of every 3 × 3 kernel, in f64 and rounded once, position by position.
+    fn write_transformed(&self, memory: &mut Memory, at: usize) {
+        /// G applied to three values.
+        fn transform(g: [f64; 3]) -> [f64; 4] {
+            let (sum, middle) = ((g[0] + g[2]) / 2.0, g[1] / 2.0);
+            [g[0], sum + middle, sum - middle, g[2]]
+        }
+        let lanes = self.plane.lanes;
+        let channels: usize = self.conv.steps.iter().map(|step| step.count).sum();
+        let out = &mut memory.floats_mut()[at / 4..];
+        let mut channel = 0;
+        for step in &self.conv.steps {
+            let used = self.net.tensors[step.tensor].planes[step.plane].used;
+            for c in 0..used {
+                for lane in 0..self.plane.used {
+                    let o = self.part.first + self.plane.first + lane;
+                    let g = &self.kernel[(o * self.cin + step.first + c) * 9..][..9];
+                    let row = |y: usize| [0, 1, 2].map(|x| f64::from(g[3 * y + x]));
+                    let across = [0, 1, 2].map(|y| transform(row(y)));
+                    for x in 0..4 {
+                        let down = transform([0, 1, 2].map(|y| across[y][x]));
+                        for (y, u) in down.into_iter().enumerate() {
+                            let k = (4 * y + x) * channels + channel + c;
+                            out[k * lanes + lane] = u as f32;
+                        }
+                    }
+                }
+            }
+            channel += step.count;
         }
     }
 }

@@ -18,6 +18,7 @@
 
 use super::lower::{Id, Kind, Net, Op};
 use crate::kernels::ALIGN;
+use crate::kernels::task::{Conv, Winograd};
 
 /// How work is cut into strips. Results do not depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +51,10 @@ pub(super) struct Layout {
     pub(super) rows: usize,
     /// For each plane the byte of the pixel at x = 0 of its first row.
     pub(super) planes: Vec<usize>,
+    /// For each plane the bytes it takes, from the pixel before that one on.
+    pub(super) spans: Vec<std::ops::Range<usize>>,
+    /// Whether somebody reads elements besides those it means, which therefore must be finite.
+    pub(super) clean: bool,
     /// Whether somebody reads beyond its borders, which therefore must be zero.
     pub(super) border: bool,
     /// Whether it has room for all rows at once, borders included.
@@ -78,6 +83,8 @@ pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
     /// Bytes of the arena.
     pub(super) bytes: usize,
+    /// Bytes that kernels want besides, for a moment.
+    pub(super) scratch: usize,
 }
 
 /// Ops that run in strips together, or a single one that does not.
@@ -99,8 +106,17 @@ pub(super) fn plan(net: &Net, width: usize, height: usize, strips: Strips) -> Pl
         }
     }
     planner.place(&groups);
-    let Planner { layouts, steps, bytes, .. } = planner;
-    Plan { width, height, layouts, steps, bytes }
+    let Planner { layouts, steps, mut bytes, .. } = planner;
+    if net.tiled {
+        // The last tile of the last tensor: stride 2, 32 channels.
+        bytes += Conv::TILE_OVERRUN * 2 * 32 * net.element.bytes();
+    }
+    let channels = net.ops.iter().filter_map(|op| match op {
+        Op::Conv(conv) if conv.winograd => Some(conv.steps.iter().map(|s| s.count).sum()),
+        _ => None,
+    });
+    let scratch = channels.max().map_or(0, |channels| 4 * Winograd::scratch(channels));
+    Plan { width, height, layouts, steps, bytes, scratch }
 }
 
 /// Runs of neighbouring ops that read nothing coarser than `up_to_stride`.
@@ -162,6 +178,8 @@ impl<'n> Planner<'n> {
                 pitch: w + 1,
                 rows: h + 2,
                 planes: Vec::new(),
+                spans: Vec::new(),
+                clean: false,
                 border: false,
                 whole: true,
             });
@@ -170,6 +188,11 @@ impl<'n> Planner<'n> {
             if let Op::Conv(conv) = op {
                 for term in conv.terms.iter().filter(|_| conv.kernel > 1) {
                     layouts[term.tensor].border = true;
+                }
+                // A line of 32 elements is more than one of these pixels.
+                for term in conv.terms.iter().filter(|_| net.tiled) {
+                    let narrow = net.tensors[term.tensor].planes.iter().any(|p| p.lanes < 32);
+                    layouts[term.tensor].clean |= narrow;
                 }
             }
         }
@@ -193,7 +216,7 @@ impl<'n> Planner<'n> {
 
     fn begin(&self, op: usize, steps: &mut Vec<Step>) {
         for tensor in self.net.ops[op].writes() {
-            if self.layouts[tensor].border {
+            if self.layouts[tensor].border || self.layouts[tensor].clean {
                 steps.push(Step::Begin { tensor });
             }
         }
@@ -206,8 +229,9 @@ impl<'n> Planner<'n> {
         self.steps = steps;
     }
 
-    /// How many rows an op could have made when its inputs have as many as `made` says.
-    fn possible(&self, op: usize, made: impl Fn(Id) -> usize) -> usize {
+    /// How many rows an op could have made when its inputs have as many as `made` says, and it is
+    /// not to be further than `pace`.
+    fn possible(&self, op: usize, pace: usize, made: impl Fn(Id) -> usize) -> usize {
         let all = self.rows(op);
         let after = |tensor: Id, kernel: usize, stride: usize| {
             let there = made(tensor);
@@ -232,7 +256,12 @@ impl<'n> Planner<'n> {
                 made(level.boxes).min(made(level.scores))
             }
         };
-        rows.min(all)
+        let rows = rows.min(pace);
+        match &self.net.ops[op] {
+            // Tiles of two rows.
+            Op::Conv(conv) if conv.winograd && rows < all => rows / 2 * 2,
+            _ => rows.min(all),
+        }
     }
 
     /// The first row of `tensor` that an op needs for its row `next` and later ones.
@@ -323,8 +352,7 @@ impl<'n> Planner<'n> {
                 // What reads only from outside the group sets the pace.
                 let all = self.rows(op);
                 let pace = (limit * all / height).min(all);
-                let (from, to) =
-                    (progress.done[op - group.first], self.possible(op, made).min(pace));
+                let (from, to) = (progress.done[op - group.first], self.possible(op, pace, made));
                 if to <= from {
                     continue;
                 }
@@ -377,7 +405,10 @@ impl<'n> Planner<'n> {
     fn plane_bytes(&self, tensor: Id, lanes: usize, rows: usize) -> (usize, usize) {
         let layout = &self.layouts[tensor];
         let before = (lanes * layout.size).next_multiple_of(ALIGN);
-        let lines = (before + rows * layout.pitch * lanes * layout.size).div_ceil(ALIGN);
+        // A last tile of Winograd's may read a row and a pixel more than there is.
+        let rows = rows + usize::from(layout.border);
+        let lines = (before + (rows * layout.pitch + 1) * lanes * layout.size).div_ceil(ALIGN);
+        let lines = lines + 2 * usize::from(layout.clean);
         (before, (lines | 1) * ALIGN)
     }
 
@@ -426,6 +457,7 @@ impl<'n> Planner<'n> {
             for plane in &self.net.tensors[id].planes {
                 let (before, size) = self.plane_bytes(id, plane.lanes, self.layouts[id].rows);
                 self.layouts[id].planes.push(plane_at + before);
+                self.layouts[id].spans.push(plane_at..plane_at + size);
                 plane_at += size;
             }
         }

@@ -15,7 +15,7 @@ use crate::yolo::logit_floor;
 pub struct Layer {
     /// The convolution's name in the checkpoint, or what else is done.
     pub name: String,
-    /// Kernel, channels, pixels.
+    /// Kernel, channels, pixels; W where Winograd's scheme does it with fewer multiplications.
     pub shape: String,
     /// Multiplications and additions that a direct convolution takes, in 10⁹; 0 where none counts.
     pub gflop: f64,
@@ -116,9 +116,10 @@ fn convolution(net: &Net, conv: &Conv, (width, height): (usize, usize)) -> Layer
     Layer {
         name: conv.name.clone(),
         shape: format!(
-            "{kernel}x{kernel}{stride} {inputs}→{outputs} at {}x{}",
+            "{kernel}x{kernel}{stride} {inputs}→{outputs} at {}x{}{}",
             width / scale,
-            height / scale
+            height / scale,
+            if conv.winograd { " W" } else { "" }
         ),
         gflop: (2 * inputs * outputs * kernel * kernel * pixels) as f64 / 1e9,
     }

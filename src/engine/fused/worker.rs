@@ -45,6 +45,12 @@ impl FusedWorker {
         Ok(program)
     }
 
+    /// Fills all memory with NaN, so that a test sees whether any of it is read before written.
+    #[cfg(test)]
+    pub(super) fn poison(&mut self) {
+        self.scratch.arena.bytes_mut().fill(0xFF);
+    }
+
     /// Runs the network on planes R, G, B of values 0..=1, each `height` rows of `width`, and
     /// gives all that the head says.
     ///
@@ -57,7 +63,8 @@ impl FusedWorker {
         height: usize,
     ) -> Result<RawHead, EngineError> {
         let wrong = |side: usize| side == 0 || !side.is_multiple_of(32);
-        if wrong(width) || wrong(height) || planes.len() != 3 * width * height {
+        let values = width.checked_mul(height).and_then(|n| n.checked_mul(3));
+        if wrong(width) || wrong(height) || values != Some(planes.len()) {
             return Err(EngineError::Input { width, height, bytes: planes.len() });
         }
         let source = Source::Planes(planes);
@@ -85,6 +92,10 @@ fn memory(error: std::io::Error) -> EngineError {
 }
 
 impl Worker for FusedWorker {
+    fn idle(&mut self) {
+        self.shared.kernels.idle();
+    }
+
     fn run(
         &mut self,
         input: Input<'_>,

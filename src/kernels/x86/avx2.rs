@@ -5,11 +5,11 @@
 use std::arch::x86_64::*;
 
 use super::super::math::{EXP2, LIMIT, NEG_LOG2_E};
-use super::super::task::{Activation, Block, Conv, Store};
+use super::super::task::{Activation, Block, Conv, KStep, Store};
 
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn silu(x: __m256) -> __m256 {
+pub(super) fn silu(x: __m256) -> __m256 {
     let t = _mm256_mul_ps(x, _mm256_set1_ps(NEG_LOG2_E));
     let t = _mm256_min_ps(_mm256_set1_ps(LIMIT), _mm256_max_ps(_mm256_set1_ps(-LIMIT), t));
     let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(t);
@@ -161,6 +161,65 @@ pub(in super::super) unsafe fn conv(arena: *mut u8, packed: *const u8, task: &Co
                             _ => pixels!(1),
                         }
                     };
+                }
+            }
+        }
+    }
+}
+
+/// The 16 products of a chunk of Winograd tiles: M = V · U, position by position.
+///
+/// # Safety
+/// V holds 16 · channels · tiles f32 (by position, plane, tile, channel), U 16 · channels · lanes,
+/// and M has room for 16 · tiles · lanes; all are aligned to 32 bytes. `tiles` is 6 at most.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn gemm(
+    tiles: usize,
+    planes: &[KStep],
+    v: *const f32,
+    u: *const f32,
+    m: *mut f32,
+    lanes: usize,
+) {
+    macro_rules! tiles {
+        ($($tiles:literal)*) => {
+            match tiles {
+                // SAFETY: the caller's.
+                $($tiles => unsafe { positions::<$tiles>(planes, v, u, m, lanes) },)*
+                _ => unreachable!("a chunk of {tiles} tiles. This is a bug."),
+            }
+        };
+    }
+    tiles!(1 2 3 4 5 6);
+}
+
+#[target_feature(enable = "avx2,fma")]
+unsafe fn positions<const T: usize>(
+    planes: &[KStep],
+    v: *const f32,
+    u: *const f32,
+    m: *mut f32,
+    lanes: usize,
+) {
+    let channels: usize = planes.iter().map(|plane| plane.count).sum();
+    for position in 0..16 {
+        for half in 0..lanes / 16 {
+            let mut acc = [[_mm256_setzero_ps(); 2]; T];
+            // SAFETY: the caller's.
+            unsafe {
+                let mut v = v.add(position * channels * T);
+                let mut u = u.add(position * channels * lanes + 16 * half);
+                for plane in planes {
+                    u = match plane.count {
+                        32 => run::<T, 32>(&mut acc, v, u, (32, 0, lanes)),
+                        _ => run::<T, 16>(&mut acc, v, u, (16, 0, lanes)),
+                    };
+                    v = v.add(plane.count * T);
+                }
+                for t in 0..T {
+                    let m = m.add((position * T + t) * lanes + 16 * half);
+                    _mm256_store_ps(m, acc[t][0]);
+                    _mm256_store_ps(m.add(8), acc[t][1]);
                 }
             }
         }

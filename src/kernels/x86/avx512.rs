@@ -8,13 +8,13 @@
 
 use std::arch::x86_64::*;
 
-use super::super::math::{EXP2, LIMIT, NEG_LOG2_E};
-use super::super::task::{Activation, Block, Conv, Store};
+use super::super::math::{EIGHTHS, EXP2, LIMIT, NEG_LOG2_E, TANH, TANH_END};
+use super::super::task::{Activation, Block, Conv, KStep, Store};
 
 /// x · sigmoid(x), operation for operation as [`super::super::math::silu`].
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn silu(x: __m512) -> __m512 {
+pub(super) fn silu(x: __m512) -> __m512 {
     let t = _mm512_mul_ps(x, _mm512_set1_ps(NEG_LOG2_E));
     // The order of operands lets a NaN pass; it reaches the result by `x` in any case.
     let t = _mm512_min_ps(_mm512_set1_ps(LIMIT), _mm512_max_ps(_mm512_set1_ps(-LIMIT), t));
@@ -31,17 +31,37 @@ fn silu(x: __m512) -> __m512 {
     _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0), e))
 }
 
+/// The same more coarsely, operation for operation as [`super::super::math::silu_coarse`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn silu_coarse(x: __m512) -> __m512 {
+    let line = |of: usize| {
+        // SAFETY: 16 of the table's 32 numbers each.
+        let [low, high] = [0, 16].map(|at| unsafe { _mm512_loadu_ps(TANH[of].as_ptr().add(at)) });
+        (low, high)
+    };
+    let (starts, slopes) = (line(0), line(1));
+    let h = _mm512_mul_ps(x, _mm512_set1_ps(0.5));
+    let size = _mm512_abs_ps(h);
+    let t = _mm512_min_ps(size, _mm512_set1_ps(TANH_END));
+    // The permutation looks at the lowest five bits only.
+    let index = _mm512_castps_si512(_mm512_add_ps(t, _mm512_set1_ps(EIGHTHS)));
+    let start = _mm512_permutex2var_ps(starts.0, index, starts.1);
+    let slope = _mm512_permutex2var_ps(slopes.0, index, slopes.1);
+    _mm512_fmadd_ps(size, _mm512_fmadd_ps(t, slope, start), h)
+}
+
 /// One module of kernels: the two differ in what a unit of input is (one f32, or two bf16 that
 /// are multiplied and added together) and in how results are stored.
 macro_rules! tier {
-    ($name:ident, $features:literal, $bf16:literal, $dot:expr, $store:expr) => {
+    ($name:ident, $features:literal, $bf16:literal, $silu:path, $dot:expr, $store:expr) => {
         pub(in super::super) mod $name {
             use super::*;
 
             /// `acc += a · w` for every element of a run, K-step by K-step.
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn run<const PX: usize, const NV: usize, const STEP: usize>(
+            pub(super) unsafe fn run<const PX: usize, const NV: usize, const STEP: usize>(
                 acc: &mut [[__m512; NV]; PX],
                 mut from: *const f32,
                 mut weights: *const f32,
@@ -152,7 +172,7 @@ macro_rules! tier {
                         unsafe {
                             let mut y = _mm512_load_ps(sums.0.as_ptr().add((p * NV + v) * 16));
                             if task.act == Activation::Silu {
-                                y = silu(y);
+                                y = $silu(y);
                             }
                             if let Some(residual) = block.residual {
                                 y = _mm512_add_ps(y, load(arena.add(residual.of(row, x + p)), v));
@@ -234,13 +254,19 @@ macro_rules! tier {
 #[repr(align(64))]
 struct Sums([f32; 12 * 32]);
 
-tier!(f32, "avx512f", false, |acc, a, w| _mm512_fmadd_ps(a, w, acc), |to: *mut u8, v: usize, y| {
-    _mm512_store_ps(to.add(64 * v).cast(), y)
-});
+tier!(
+    f32,
+    "avx512f",
+    false,
+    silu,
+    |acc, a, w| _mm512_fmadd_ps(a, w, acc),
+    |to: *mut u8, v: usize, y| { _mm512_store_ps(to.add(64 * v).cast(), y) }
+);
 tier!(
     bf16,
     "avx512f,avx512bf16",
     true,
+    silu_coarse,
     |acc, a: __m512, w: __m512| {
         // SAFETY: the same 512 bits, read as 32 bf16.
         let (a, w) = unsafe { (std::mem::transmute(a), std::mem::transmute(w)) };
@@ -252,3 +278,60 @@ tier!(
         _mm256_store_si256(to.add(32 * v).cast(), half);
     }
 );
+
+/// The 16 products of a chunk of Winograd tiles: M = V · U, position by position.
+///
+/// # Safety
+/// V holds 16 · channels · tiles f32 (by position, plane, tile, channel), U 16 · channels · lanes,
+/// and M has room for 16 · tiles · lanes; all are aligned to 64 bytes. `tiles` is 12 at most.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn gemm(
+    tiles: usize,
+    planes: &[KStep],
+    v: *const f32,
+    u: *const f32,
+    m: *mut f32,
+    lanes: usize,
+) {
+    macro_rules! tiles {
+        ($($tiles:literal)*) => {
+            match (tiles, lanes) {
+                // SAFETY: the caller's.
+                $(($tiles, 32) => unsafe { positions::<$tiles, 2>(planes, v, u, m) },
+                ($tiles, _) => unsafe { positions::<$tiles, 1>(planes, v, u, m) },)*
+                _ => unreachable!("a chunk of {tiles} tiles. This is a bug."),
+            }
+        };
+    }
+    tiles!(1 2 3 4 5 6 7 8 9 10 11 12);
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn positions<const T: usize, const NV: usize>(
+    planes: &[KStep],
+    mut v: *const f32,
+    mut u: *const f32,
+    mut m: *mut f32,
+) {
+    for _ in 0..16 {
+        let mut acc = [[_mm512_setzero_ps(); NV]; T];
+        for plane in planes {
+            // SAFETY: the caller's.
+            unsafe {
+                u = match plane.count {
+                    32 => f32::run::<T, NV, 32>(&mut acc, v, u, 32, 0),
+                    _ => f32::run::<T, NV, 16>(&mut acc, v, u, 16, 0),
+                };
+                v = v.add(plane.count * T);
+            }
+        }
+        for t in 0..T {
+            for n in 0..NV {
+                // SAFETY: the caller's.
+                unsafe { _mm512_store_ps(m.add((t * NV + n) * 16), acc[t][n]) };
+            }
+        }
+        // SAFETY: one past the end at most.
+        m = unsafe { m.add(T * NV * 16) };
+    }
+}

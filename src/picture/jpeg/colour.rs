@@ -1,7 +1,7 @@
 //! Four-channel JPEG to RGB, with the integer arithmetic of libjpeg and OpenCV.
 
 /// YCCK to CMYK in place, as libjpeg does it: the first three are inverted RGB, K is kept.
-pub(super) fn ycck_to_cmyk(mut samples: Vec<u8>) -> Vec<u8> {
+pub(super) fn ycck_to_cmyk(samples: &mut [u8]) {
     for pixel in samples.chunks_exact_mut(4) {
         let y = i32::from(pixel[0]);
         let (cb, cr) = (i32::from(pixel[1]) - 128, i32::from(pixel[2]) - 128);
@@ -13,11 +13,10 @@ pub(super) fn ycck_to_cmyk(mut samples: Vec<u8>) -> Vec<u8> {
             *sample = (255 - value).clamp(0, 255) as u8;
         }
     }
-    samples
 }
 
 /// CMYK as Adobe stores it (inverted) to RGB in place, as OpenCV does it.
-pub(super) fn cmyk_to_rgb(mut samples: Vec<u8>) -> Vec<u8> {
+pub(super) fn cmyk_to_rgb(samples: &mut Vec<u8>) {
     let count = samples.len() / 4;
     for i in 0..count {
         let k = i32::from(samples[4 * i + 3]);
@@ -27,6 +26,4 @@ pub(super) fn cmyk_to_rgb(mut samples: Vec<u8>) -> Vec<u8> {
         }
     }
     samples.truncate(3 * count);
-    samples.shrink_to_fit();
-    samples
 }

@@ -1,5 +1,7 @@
 //! Everything before the first scan: frame, colours, orientation.
 
+use std::ops::Deref;
+
 use super::super::error::PictureError;
 use super::super::orient;
 use super::super::probe::{Format, Header};
@@ -24,7 +26,7 @@ pub(super) enum Colour {
 }
 
 /// One component of the frame.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Component {
     pub(super) id: u8,
     /// Sampling factors, 1, 2 or 4 (horizontal) and 1 to 4 (vertical).
@@ -33,13 +35,31 @@ pub(super) struct Component {
     pub(super) table: u8,
 }
 
+/// Most components of a frame that is read.
+pub(super) const MOST_COMPONENTS: usize = 4;
+
+/// The components of a frame, without memory of their own.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Components {
+    all: [Component; MOST_COMPONENTS],
+    count: usize,
+}
+
+impl Deref for Components {
+    type Target = [Component];
+
+    fn deref(&self) -> &[Component] {
+        &self.all[..self.count]
+    }
+}
+
 /// The frame header and what the segments before the first scan say about it.
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) progressive: bool,
-    pub(super) components: Vec<Component>,
+    pub(super) components: Components,
     pub(super) colour: Colour,
     pub(super) orientation: u8,
     /// The first scan holds every component, so rows can be finished while they are read.
@@ -180,7 +200,7 @@ fn read_frame(body: &[u8], progressive: bool) -> Result<Head, PictureError> {
     if !matches!(count, 1 | 3 | 4) {
         return Err(PictureError::unsupported(format_args!("JPEG of {count} components")));
     }
-    let mut components = Vec::with_capacity(count);
+    let mut components = Components::default();
     for c in rest.chunks_exact(3) {
         let (h, v) = (u32::from(c[1] >> 4), u32::from(c[1] & 15));
         if h == 0 || v == 0 || h > 4 || v > 4 || c[2] > 3 {
@@ -189,11 +209,12 @@ fn read_frame(body: &[u8], progressive: bool) -> Result<Head, PictureError> {
         if components.iter().any(|other: &Component| other.id == c[0]) {
             return Err(corrupt());
         }
-        components.push(Component { id: c[0], h, v, table: c[2] });
+        components.all[components.count] = Component { id: c[0], h, v, table: c[2] };
+        components.count += 1;
     }
-    if let [only] = components.as_mut_slice() {
+    if components.count == 1 {
         // A single component is not interleaved: its sampling factors mean nothing.
-        (only.h, only.v) = (1, 1);
+        (components.all[0].h, components.all[0].v) = (1, 1);
     }
     let head = Head {
         width,
@@ -219,12 +240,12 @@ fn read_frame(body: &[u8], progressive: bool) -> Result<Head, PictureError> {
 
 /// libjpeg's rules (`default_decompress_parms`), which cv2 follows.
 fn colour(components: &[Component], jfif: bool, adobe: Option<u8>) -> Result<Colour, PictureError> {
-    let ids: Vec<u8> = components.iter().map(|c| c.id).collect();
+    let named_rgb = || components.iter().map(|c| c.id).eq(*b"RGB");
     Ok(match (components.len(), adobe) {
         (1, _) => Colour::Gray,
         (3, _) if jfif => Colour::YCbCr,
         (3, Some(0)) => Colour::Rgb,
-        (3, None) if ids == *b"RGB" => Colour::Rgb,
+        (3, None) if named_rgb() => Colour::Rgb,
         (3, _) => Colour::YCbCr,
         (4, None | Some(0)) => Colour::Cmyk,
         (4, Some(_)) => Colour::Ycck,

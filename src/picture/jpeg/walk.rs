@@ -1,7 +1,8 @@
 //! The scans: is everything there? And the file written anew for the decoder.
 
+use super::super::decode::empty;
 use super::super::error::PictureError;
-use super::head::{Colour, DHT, DNL, DQT, DRI, EOI, Head, SOI, SOS, segment};
+use super::head::{Colour, DHT, DNL, DQT, DRI, EOI, Head, MOST_COMPONENTS, SOI, SOS, segment};
 
 /// Scans after which a file is called damaged. Encoders write about ten; every scan costs a pass
 /// over the whole picture, so their number is what bounds the time that a small file can take.
@@ -20,52 +21,57 @@ const POISON: [u8; 32] = {
 };
 
 /// The file as the decoder shall see it, and whether it is whole.
-pub(super) struct Walk {
-    bytes: Vec<u8>,
+pub(super) struct Walk<'a> {
+    bytes: &'a mut Vec<u8>,
     /// Where the last scan's data ends in `bytes`.
     end: usize,
     /// The structure is whole: EOI reached and every coefficient was sent.
     pub(super) complete: bool,
 }
 
-impl Walk {
+impl Walk<'_> {
     /// The file, with poison behind its last scan.
     pub(super) fn poisoned(&mut self) -> &[u8] {
         self.bytes.truncate(self.end);
         self.bytes.extend_from_slice(&POISON);
         self.bytes.extend_from_slice(&[0xFF, EOI]);
-        &self.bytes
+        self.bytes
     }
 
     /// The file, ending where its data ends.
     pub(super) fn plain(&mut self) -> &[u8] {
         self.bytes.truncate(self.end);
         self.bytes.extend_from_slice(&[0xFF, EOI]);
-        &self.bytes
+        self.bytes
     }
 }
 
 /// How much of each coefficient the scans have brought.
 struct Coverage {
     /// Per component and coefficient: the lowest bit sent so far; 255: none.
-    low: Vec<[u8; 64]>,
+    low: [[u8; 64]; MOST_COMPONENTS],
     scans: usize,
 }
 
-/// Read the whole file's structure.
+/// Read the whole file's structure, and write the file anew into `out`.
 ///
 /// # Errors
 /// A structure no decoder should see. That data is missing is no error here but
 /// [`Walk::complete`], unless not even a first scan begins.
-pub(super) fn walk(bytes: &[u8], head: &Head) -> Result<Walk, PictureError> {
+pub(super) fn walk<'a>(
+    bytes: &[u8],
+    head: &Head,
+    out: &'a mut Vec<u8>,
+) -> Result<Walk<'a>, PictureError> {
     let corrupt = || PictureError::corrupt("JPEG");
-    let mut out = Vec::with_capacity(bytes.len() + 128);
+    empty(out, bytes.len() + 128);
     out.extend_from_slice(&[0xFF, SOI]);
     if matches!(head.colour, Colour::Cmyk | Colour::Ycck) {
         let transform = if head.colour == Colour::Ycck { 2 } else { 0 };
-        push(&mut out, 0xEE, &[b"Adobe\0\x64\0\0\0\0".as_slice(), &[transform]].concat());
+        let at = push(out, 0xEE, b"Adobe\0\x64\0\0\0\0\0");
+        out[at + 11] = transform;
     }
-    let mut coverage = Coverage { low: vec![[255; 64]; head.components.len()], scans: 0 };
+    let mut coverage = Coverage { low: [[255; 64]; MOST_COMPONENTS], scans: 0 };
     let (mut at, mut interval, mut tables) = (2, 0, false);
     let mut walk = Walk { bytes: out, end: 0, complete: false };
     loop {
@@ -81,25 +87,26 @@ pub(super) fn walk(bytes: &[u8], head: &Head) -> Result<Walk, PictureError> {
         match segment.marker {
             DHT | DQT => {
                 tables |= segment.marker == DHT;
-                push(&mut walk.bytes, segment.marker, segment.body);
+                push(walk.bytes, segment.marker, segment.body);
             }
             DRI => {
                 let &[high, low] = segment.body else { return Err(corrupt()) };
                 interval = u32::from(u16::from_be_bytes([high, low]));
-                push(&mut walk.bytes, DRI, segment.body);
+                push(walk.bytes, DRI, segment.body);
             }
             0xC0..=0xC2 if coverage.scans == 0 => {
-                push(&mut walk.bytes, segment.marker, &frame(segment.body, head));
+                let at = push(walk.bytes, segment.marker, segment.body);
+                rename_frame(&mut walk.bytes[at..], head);
             }
             SOS => {
                 if !tables {
                     // Motion JPEG frames leave out the standard tables. The decoder supplies
                     // them for this mark, as libjpeg does for everybody.
-                    push(&mut walk.bytes, 0xE0, b"AVI1\0\0\0\0");
+                    push(walk.bytes, 0xE0, b"AVI1\0\0\0\0");
                     tables = true;
                 }
-                let (scan, mcus) = coverage.scan(segment.body, head)?;
-                push(&mut walk.bytes, SOS, &scan);
+                let header = push(walk.bytes, SOS, segment.body);
+                let mcus = coverage.scan(&mut walk.bytes[header..], head)?;
                 let data = entropy(&bytes[at..])?;
                 walk.bytes.extend_from_slice(&bytes[at..at + data.length]);
                 walk.end = walk.bytes.len();
@@ -115,7 +122,7 @@ pub(super) fn walk(bytes: &[u8], head: &Head) -> Result<Walk, PictureError> {
                 }
             }
             EOI => {
-                walk.complete = coverage.complete(head.progressive);
+                walk.complete = coverage.complete(head);
                 return if coverage.scans > 0 { Ok(walk) } else { Err(corrupt()) };
             }
             0xE0..=0xEF | 0xFE | 0x01 | 0xD0..=0xD7 => {}
@@ -126,9 +133,9 @@ pub(super) fn walk(bytes: &[u8], head: &Head) -> Result<Walk, PictureError> {
 }
 
 impl Coverage {
-    /// Check a scan header and note what it brings. Returns the header with our component names,
-    /// and the number of MCUs that its data holds.
-    fn scan(&mut self, body: &[u8], head: &Head) -> Result<(Vec<u8>, u32), PictureError> {
+    /// Check a scan header, note what it brings and give the components our names. Returns the
+    /// number of MCUs that its data holds.
+    fn scan(&mut self, body: &mut [u8], head: &Head) -> Result<u32, PictureError> {
         let corrupt = || PictureError::corrupt("JPEG");
         self.scans += 1;
         let count = usize::from(*body.first().ok_or_else(corrupt)?);
@@ -141,14 +148,13 @@ impl Coverage {
             return Err(corrupt());
         }
         let range = if head.progressive { first..=last } else { 0..=63 };
-        let mut renamed = body.to_vec();
-        let mut members = Vec::with_capacity(count);
+        let mut members = [0; MOST_COMPONENTS];
         for i in 0..count {
             let id = body[1 + 2 * i];
             let found = head.components.iter().position(|c| c.id == id);
-            let component = found.filter(|c| !members.contains(c)).ok_or_else(corrupt)?;
-            renamed[1 + 2 * i] = name(head.colour, component);
-            members.push(component);
+            let component = found.filter(|c| !members[..i].contains(c)).ok_or_else(corrupt)?;
+            body[1 + 2 * i] = name(head.colour, component);
+            members[i] = component;
             for sent in &mut self.low[component][range.clone()] {
                 // A first pass brings what was never sent; a refinement, the bit below the last.
                 let fresh = *sent == 255;
@@ -165,7 +171,8 @@ impl Coverage {
         if !head.progressive && count < head.components.len() && !separable(head) {
             return Err(PictureError::unsupported("subsampled JPEG in separate scans"));
         }
-        let mcus = if let [only] = members[..] {
+        let members = &members[..count];
+        Ok(if let &[only] = members {
             let (c, (h, v)) = (head.components[only], head.max_sampling());
             (head.width * c.h).div_ceil(8 * h) * (head.height * c.v).div_ceil(8 * v)
         } else {
@@ -174,15 +181,15 @@ impl Coverage {
                 return Err(corrupt());
             }
             head.mcus().0 * head.mcus().1
-        };
-        Ok((renamed, mcus))
+        })
     }
 
     /// Every coefficient was sent down to its last bit.
-    fn complete(&self, progressive: bool) -> bool {
+    fn complete(&self, head: &Head) -> bool {
         let whole = |low: &[u8; 64]| low.iter().all(|&l| l == 0);
+        let low = &self.low[..head.components.len()];
         // Coding only the DC of a component is legal but no picture anybody means.
-        if progressive { self.low.iter().all(whole) } else { self.low.iter().all(|l| l[0] == 0) }
+        if head.progressive { low.iter().all(whole) } else { low.iter().all(|l| l[0] == 0) }
     }
 }
 
@@ -206,7 +213,7 @@ struct Entropy {
 fn entropy(bytes: &[u8]) -> Result<Entropy, PictureError> {
     let (mut at, mut restarts) = (0, 0u32);
     loop {
-        let Some(step) = bytes[at..].iter().position(|&b| b == 0xFF) else {
+        let Some(step) = memchr::memchr(0xFF, &bytes[at..]) else {
             return Ok(Entropy { length: bytes.len(), restarts, ended: true });
         };
         at += step;
@@ -227,21 +234,21 @@ fn entropy(bytes: &[u8]) -> Result<Entropy, PictureError> {
     }
 }
 
-fn push(out: &mut Vec<u8>, marker: u8, body: &[u8]) {
+/// Write a segment. Returns where its body begins in `out`.
+fn push(out: &mut Vec<u8>, marker: u8, body: &[u8]) -> usize {
     // A body is at most a segment of the file, or short and ours: its length fits.
     let length = (body.len() + 2) as u16;
     out.extend_from_slice(&[0xFF, marker]);
     out.extend_from_slice(&length.to_be_bytes());
     out.extend_from_slice(body);
+    out.len() - body.len()
 }
 
-/// The frame header with our component names and normalised sampling factors.
-fn frame(body: &[u8], head: &Head) -> Vec<u8> {
-    let mut out = body[..6].to_vec();
-    for (i, c) in head.components.iter().enumerate() {
-        out.extend_from_slice(&[name(head.colour, i), (c.h << 4 | c.v) as u8, c.table]);
+/// Our component names and normalised sampling factors in a frame header.
+fn rename_frame(body: &mut [u8], head: &Head) {
+    for (i, (to, c)) in body[6..].chunks_exact_mut(3).zip(head.components.iter()).enumerate() {
+        to.copy_from_slice(&[name(head.colour, i), (c.h << 4 | c.v) as u8, c.table]);
     }
-    out
 }
 
 /// zune-jpeg takes components named R, G and B for RGB, whatever the file says elsewhere.

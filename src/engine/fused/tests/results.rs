@@ -1,0 +1,171 @@
+//! What comes out.
+
+use super::super::{Fused, Strips};
+use super::network::Recipe;
+use super::{SIZES, bits, picture, schedules, single, tiers, worker};
+use crate::engine::candle::Candle;
+use crate::engine::{Input, RawLevel, Worker};
+use crate::kernels::{Cpu, Tier};
+use crate::yolo::Candidate;
+
+/// ‖a − b‖ / ‖b‖
+fn relative(ours: &[f32], theirs: &[f32]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let square = |x: f64| x * x;
+    let pairs = ours.iter().zip(theirs);
+    let error: f64 = pairs.map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+    let norm: f64 = theirs.iter().map(|&b| square(f64::from(b))).sum();
+    (error / norm).sqrt()
+}
+
+#[test]
+fn the_schedule_changes_no_bit() {
+    let recipe = Recipe::odd();
+    let mut first = worker(&recipe, single(), Strips { up_to_stride: 0, ..Strips::default() });
+    let expected: Vec<_> =
+        SIZES.iter().map(|&(w, h)| bits(&first.head(&picture((w, h)), w, h).unwrap())).collect();
+    for strips in schedules() {
+        let mut other = worker(&recipe, single(), strips);
+        for (&(w, h), expected) in SIZES.iter().zip(&expected) {
+            // The large one is dear: some schedules are enough.
+            if (w, h) == (480, 640) && strips.rows.is_some_and(|rows| rows < 96) {
+                continue;
+            }
+            let ours = bits(&other.head(&picture((w, h)), w, h).unwrap());
+            assert!(ours == *expected, "{w}x{h} {strips:?}");
+        }
+    }
+}
+
+#[test]
+fn the_schedule_changes_no_bit_of_other_networks_and_tiers() {
+    for recipe in Recipe::all() {
+        for tier in tiers() {
+            let mut expected = None;
+            for strips in [
+                Strips::default(),
+                Strips { up_to_stride: 0, ..Strips::default() },
+                Strips { up_to_stride: 32, rows: Some(32), ..Strips::default() },
+                Strips { up_to_stride: 16, rows: Some(33), ..Strips::default() },
+            ] {
+                let mut other = worker(&recipe, tier, strips);
+                let ours = bits(&other.head(&picture((96, 64)), 96, 64).unwrap());
+                assert!(ours == *expected.get_or_insert(ours.clone()), "{tier} {strips:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tiers_of_one_class_agree_bit_for_bit() {
+    for recipe in Recipe::all() {
+        let network = recipe.network();
+        let mut first: Vec<(&str, usize, Vec<u32>)> = Vec::new();
+        for tier in Tier::ALL.into_iter().filter(|&tier| Cpu::get().has(tier)) {
+            let mut worker = Fused::new(&network, tier).unwrap().fused_worker().unwrap();
+            // The naive one takes its time.
+            let sizes = if tier == Tier::Reference { &SIZES[..1] } else { &SIZES[..] };
+            for (index, &(w, h)) in sizes.iter().enumerate() {
+                let ours = bits(&worker.head(&picture((w, h)), w, h).unwrap());
+                let class = tier.numeric_class();
+                match first.iter().find(|(c, i, _)| (*c, *i) == (class, index)) {
+                    Some((.., expected)) => assert!(ours == *expected, "{tier} {w}x{h}"),
+                    None => first.push((class, index, ours)),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn close_to_the_reference_executor() {
+    for recipe in Recipe::all() {
+        let network = recipe.network();
+        let candle = Candle::new(&network).unwrap();
+        let mut workers: Vec<_> =
+            tiers().map(|tier| (tier, worker(&recipe, tier, Strips::default()))).collect();
+        for (w, h) in SIZES {
+            let theirs = candle.head(picture((w, h)), w, h).unwrap();
+            for (tier, worker) in &mut workers {
+                let ours = worker.head(&picture((w, h)), w, h).unwrap();
+                // bf16 keeps 8 bits of what goes from layer to layer.
+                let close = if tier.numeric_class().starts_with("f32") { 2e-5 } else { 5e-2 };
+                let parts: [fn(&RawLevel) -> &[f32]; 3] =
+                    [|l| &l.features, |l| &l.boxes, |l| &l.scores];
+                for (a, b) in ours.levels.iter().zip(&theirs.levels) {
+                    for (part, pick) in ["features", "boxes", "scores"].iter().zip(parts) {
+                        let error = relative(pick(a), pick(b));
+                        assert!(
+                            error <= close,
+                            "{:?} {tier} {w}x{h} stride {} {part}: {error:.1e}",
+                            recipe.widths,
+                            a.stride
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Nothing that a run leaves in memory gets into the next one.
+#[test]
+fn what_is_stale_is_never_read() {
+    for recipe in [Recipe::odd(), Recipe::all().remove(3)] {
+        for tier in tiers() {
+            for strips in [
+                Strips::default(),
+                Strips { up_to_stride: 0, ..Strips::default() },
+                Strips { up_to_stride: 32, rows: Some(32), ..Strips::default() },
+            ] {
+                let mut used = worker(&recipe, tier, strips);
+                // The largest first, so that the arena is longer than the others need.
+                for &(w, h) in SIZES[..6].iter().rev() {
+                    let fresh = worker(&recipe, tier, strips).head(&picture((w, h)), w, h).unwrap();
+                    used.head(&picture((w, h)), w, h).unwrap();
+                    used.poison();
+                    let ours = used.head(&picture((w, h)), w, h).unwrap();
+                    assert!(bits(&ours) == bits(&fresh), "{tier} {w}x{h} {strips:?}");
+                    assert!(bits(&ours).iter().all(|&b| !f32::from_bits(b).is_nan()));
+                }
+            }
+        }
+    }
+}
+
+/// Bytes give the same as values 0..=1, and candidates are those of the head.
+#[test]
+fn the_hot_path_is_the_head_decoded() {
+    for recipe in Recipe::all() {
+        for tier in tiers() {
+            let mut worker = worker(&recipe, tier, Strips::default());
+            for (w, h) in [(96, 64), (32, 32), (160, 128)] {
+                let rgb: Vec<u8> = (0..3 * w * h).map(|i| (i * 7 % 256) as u8).collect();
+                let planes: Vec<f32> = (0..3)
+                    .flat_map(|c| rgb[c..].iter().step_by(3).map(|&v| f32::from(v) / 255.0))
+                    .collect();
+                let head = worker.head(&planes, w, h).unwrap();
+                for conf in [0.0, 0.001, 0.25, 0.5, 0.9, 0.9995, 1.0, -1.0, f32::NAN] {
+                    let (mut expected, mut ours) = (Vec::new(), Vec::new());
+                    head.view().candidates(conf, &mut expected);
+                    ours.push(Candidate { anchor: 9, class: 9, score: 0.0, bbox: [0.0; 4] });
+                    worker.run(Input { width: w, height: h, rgb: &rgb }, conf, &mut ours).unwrap();
+                    assert_eq!(ours, expected, "{tier} {w}x{h} {conf}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn pictures_of_other_sizes_are_refused() {
+    let mut worker = worker(&Recipe::odd(), single(), Strips::default());
+    for (w, h, bytes) in [(0, 0, 0), (32, 0, 0), (33, 32, 3168), (32, 16, 1536), (32, 32, 3071)] {
+        let rgb = vec![0; bytes];
+        let input = Input { width: w, height: h, rgb: &rgb };
+        assert!(worker.run(input, 0.5, &mut Vec::new()).is_err(), "{w}x{h}");
+        assert!(worker.head(&vec![0.0; bytes], w, h).is_err(), "{w}x{h}");
+    }
+    // A product that wraps round to what was given.
+    assert!(worker.head(&[], 1 << 59, 32).is_err());
+}
