@@ -213,6 +213,7 @@ mod tests {
             avx2: level > 0,
             avx512: level > 1,
             avx512_bf16: level > 2,
+            amx: level > 3,
             bf16_is_fast,
         }
     }
