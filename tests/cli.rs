@@ -339,7 +339,7 @@ fn bench_measures_what_it_is_asked_for() {
     assert!(all["peak_gflops"].as_f64().unwrap() > 0.1);
     assert!(all["peak_memory_bytes"].as_u64().unwrap() > 1 << 20);
     assert!(all["stages_ms"]["decode"].as_f64().unwrap() > 0.0);
-    assert_eq!(all["latency_ms"]["threads"], 1);
+    assert_eq!(all["latency_ms"][1]["threads"], 2);
     let layers = all["layers"]["layers"].as_array().unwrap();
     let sum: f64 = layers.iter().map(|layer| layer["gflop"].as_f64().unwrap()).sum();
     assert!(layers.len() > 50 && sum > 0.001, "{sum} in {} layers", layers.len());

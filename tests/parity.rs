@@ -9,7 +9,7 @@ use common::formula::{Scale, input};
 use common::parity_data;
 use haul::engine::candle::Candle;
 use haul::engine::fused::{Dense, Fused};
-use haul::engine::{self, Engine, Input, Precision, RawHead, RawLevel};
+use haul::engine::{self, Engine, Input, Precision, RawHead, RawLevel, Worker as _};
 use haul::kernels::{Cpu, Tier};
 use haul::model;
 use haul::yolo::Network;
@@ -354,7 +354,14 @@ fn time_one_picture() {
     let mut workers: Vec<_> = tiers
         .into_iter()
         .filter(|&tier| Cpu::get().has(tier))
-        .map(|tier| (tier, Fused::new(&model.network, tier).unwrap().worker().unwrap(), Vec::new()))
+        .flat_map(|tier| {
+            let engine = Fused::new(&model.network, tier).unwrap();
+            let two = engine.team_worker(2.try_into().unwrap()).unwrap();
+            [
+                (format!("{tier} on one core"), engine.fused_worker().unwrap(), Vec::new()),
+                (format!("{tier} on two cores"), two, Vec::new()),
+            ]
+        })
         .collect();
     let mut found = Vec::new();
     for _ in 0..30 {

@@ -1,5 +1,6 @@
 //! One picture at a time: how long somebody waits for an answer.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use serde::Serialize;
 use super::times::Times;
 use super::{JobError, fault, pictures};
 use crate::engine::fused::{Fused, FusedWorker};
-use crate::engine::{EngineError, Input, Worker as _};
+use crate::engine::{Input, Worker as _};
 use crate::picture::{Decoder, Letterbox, Letterboxer, probe};
 use crate::pool::Params;
 use crate::yolo::Nms;
@@ -19,7 +20,7 @@ const MOST: usize = 64;
 /// Milliseconds of a picture.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Latency {
-    /// Threads that share a picture.
+    /// Threads that share a picture's network.
     pub threads: usize,
     /// Letterboxed bytes to candidates.
     pub network: Times,
@@ -27,21 +28,33 @@ pub struct Latency {
     pub whole: Times,
 }
 
-/// The worker that answers soonest, and over how many threads it spreads a picture. One, until the
-/// engine has a worker that is a team: this is the place to ask for it.
-fn soonest(engine: &Fused) -> Result<(FusedWorker, usize), EngineError> {
-    Ok((engine.fused_worker()?, 1))
-}
-
+/// On one thread, and where there are more on a team of them.
 pub(super) fn run(
     engine: &Fused,
     params: &Params,
     files: &[PathBuf],
+    threads: usize,
     window: Duration,
-) -> Result<Latency, JobError> {
-    let (mut worker, threads) = soonest(engine).map_err(|error| fault(&error))?;
+) -> Result<Vec<Latency>, JobError> {
     let some = files.iter().step_by(files.len().div_ceil(MOST));
     let files = some.map(|file| pictures::read(file)).collect::<Result<Vec<_>, _>>()?;
+    let mut alone = engine.fused_worker().map_err(|error| fault(&error))?;
+    let mut all = vec![measure(&mut alone, 1, params, &files, window)?];
+    if let Some(many) = NonZeroUsize::new(threads).filter(|many| many.get() > 1) {
+        // Only now: its threads are there from the start.
+        let mut team = engine.team_worker(many).map_err(|error| fault(&error))?;
+        all.push(measure(&mut team, threads, params, &files, window)?);
+    }
+    Ok(all)
+}
+
+fn measure(
+    worker: &mut FusedWorker,
+    threads: usize,
+    params: &Params,
+    files: &[Vec<u8>],
+    window: Duration,
+) -> Result<Latency, JobError> {
     let (mut decoder, mut letterboxer) = (Decoder::new(), Letterboxer::new());
     let (mut nms, mut found) = (Nms::new(), Vec::new());
     let (mut network, mut whole) = (Vec::new(), Vec::new());

@@ -158,7 +158,8 @@ pub fn run(options: &Options) -> Result<Report, JobError> {
             report.model_dense_cpu_ms = Some(dense.cpu_ms);
         }
         if options.latency {
-            report.latency_ms = Some(latency::run(&engine, &params, &files, options.window())?);
+            report.latency_ms =
+                Some(latency::run(&engine, &params, &files, workers, options.window())?);
         }
         if options.per_layer {
             report.layers = Some(layers::run(&engine, &pictures[0], options.window())?);

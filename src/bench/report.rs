@@ -59,8 +59,8 @@ pub struct Report {
     pub failed_pictures: usize,
     /// Means of a picture by stage.
     pub stages_ms: Option<Stages>,
-    /// One picture at a time.
-    pub latency_ms: Option<Latency>,
+    /// One picture at a time: on one thread, and on as many as there are workers.
+    pub latency_ms: Option<Vec<Latency>>,
     /// Op by op.
     pub layers: Option<Layers>,
     /// The most memory the process held: after the end-to-end run where there is one.
@@ -115,9 +115,9 @@ impl Report {
         if self.failed_pictures > 0 {
             line(format_args!("{} pictures could not be done", self.failed_pictures));
         }
-        if let Some(Latency { threads, network, whole }) = self.latency_ms {
+        for Latency { threads, network, whole } in self.latency_ms.iter().flatten() {
             line(format_args!(
-                "one at a time, {threads} thread: network {:.2} ms (p10 {:.2}, p90 {:.2}), bytes \
+                "one at a time, {threads} threads: network {:.2} ms (p10 {:.2}, p90 {:.2}), bytes \
                  to boxes {:.2} ms (p10 {:.2}, p90 {:.2})",
                 network.median, network.p10, network.p90, whole.median, whole.p10, whole.p90
             ));

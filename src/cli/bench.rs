@@ -48,7 +48,7 @@ pub(super) struct Bench {
     /// Each layer too: time, rate, share of the core's peak
     #[arg(long)]
     per_layer: bool,
-    /// One picture at a time too
+    /// One picture at a time too, on one thread and divided among all
     #[arg(long)]
     latency: bool,
     /// Print JSON

@@ -25,6 +25,7 @@ mod portable;
 mod reference;
 mod table;
 pub mod task;
+mod team;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -34,3 +35,4 @@ pub use cpu::{Cpu, Tier};
 pub use memory::{ALIGN, Memory};
 pub use peak::peak;
 pub use table::Kernels;
+pub use team::Team;

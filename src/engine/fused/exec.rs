@@ -5,7 +5,7 @@ use super::lower::{Conv, Id, Kind, Net, Op};
 use super::pack::Packed;
 use super::plan::{Layout, Plan, Step};
 use crate::kernels::task::{Block, Conv as Task, KStep, Place, Pool, Store, Winograd};
-use crate::kernels::{Kernels, Memory};
+use crate::kernels::{Kernels, Memory, Team};
 
 /// The picture, in either form.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +63,8 @@ struct BoundBlock {
 /// What one thread works in: an arena, and lists that are filled anew for each step.
 pub(super) struct Scratch {
     pub(super) arena: Memory,
+    /// Who helps.
+    team: Option<Team>,
     /// Between the stages of Winograd's scheme.
     transformed: Memory,
     origins: Vec<isize>,
@@ -75,9 +77,11 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub(super) fn new() -> std::io::Result<Self> {
+    /// For one thread, or for a team's leader.
+    pub(super) fn new(team: Option<Team>) -> std::io::Result<Self> {
         Ok(Scratch {
             arena: Memory::new(1)?,
+            team,
             transformed: Memory::new(1)?,
             origins: Vec::new(),
             ksteps: Vec::new(),
@@ -126,8 +130,9 @@ impl Program {
         if scratch.arena.len() < self.plan.bytes {
             scratch.arena = Memory::new(self.plan.bytes)?;
         }
-        if scratch.transformed.len() < self.plan.scratch {
-            scratch.transformed = Memory::new(self.plan.scratch)?;
+        let threads = scratch.team.as_ref().map_or(1, Team::threads);
+        if scratch.transformed.len() < threads * self.plan.scratch {
+            scratch.transformed = Memory::new(threads * self.plan.scratch)?;
         }
         scratch.origins.clear();
         scratch.origins.resize(net.tensors.len(), -1);
@@ -251,7 +256,7 @@ impl Program {
         rows: std::ops::Range<usize>,
         scratch: &mut Scratch,
     ) {
-        let Scratch { arena, transformed, origins, ksteps, blocks, .. } = scratch;
+        let Scratch { arena, transformed, origins, ksteps, blocks, team, .. } = scratch;
         let bound = &self.bound[op];
         let place = |relative: &Relative, row: usize| {
             let rows = row as isize - origins[relative.tensor];
@@ -276,7 +281,10 @@ impl Program {
             let width = self.plan.layouts[conv.parts[0].tensor].width;
             let (rows, act) = (rows.len(), conv.act);
             let task = Winograd { planes: ksteps, blocks, rows, width, act };
-            kernels.winograd(arena, weights, transformed, &task);
+            match team {
+                None => kernels.winograd(arena, weights, transformed, &task),
+                Some(team) => kernels.winograd_team(team, arena, weights, transformed, &task),
+            }
             return;
         }
         let out = conv.parts[0].tensor;
@@ -294,7 +302,10 @@ impl Program {
             act: conv.act,
             store,
         };
-        kernels.conv(arena, weights, &task);
+        match team {
+            None => kernels.conv(arena, weights, &task),
+            Some(team) => kernels.conv_team(team, arena, weights, &task),
+        }
     }
 
     fn pool(

@@ -20,10 +20,11 @@ mod tests;
 mod worker;
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::api::{Engine, EngineError, Worker};
-use crate::kernels::{Kernels, Memory, Tier};
+use crate::kernels::{Kernels, Memory, Team, Tier};
 use crate::yolo::Network;
 use exec::Program;
 use lower::Net;
@@ -80,7 +81,21 @@ impl Fused {
     /// # Errors
     /// When its memory cannot be had.
     pub fn fused_worker(&self) -> Result<FusedWorker, EngineError> {
-        FusedWorker::new(self.shared.clone())
+        FusedWorker::new(self.shared.clone(), None)
+    }
+
+    /// A worker that has `threads` threads work on one picture at a time, each convolution divided
+    /// among them: for the shortest time per picture, where there is only one. The results are the
+    /// same bits.
+    ///
+    /// # Errors
+    /// When its memory or threads cannot be had.
+    pub fn team_worker(&self, threads: NonZeroUsize) -> Result<FusedWorker, EngineError> {
+        let team = Team::new(threads).map_err(|source| EngineError::Execute {
+            step: "starting threads".into(),
+            source: Box::new(source),
+        })?;
+        FusedWorker::new(self.shared.clone(), Some(team))
     }
 
     /// The kernels it runs on.

@@ -6,6 +6,7 @@ use super::super::api::{EngineError, Input, Worker};
 use super::super::head::{RawHead, RawLevel};
 use super::Shared;
 use super::exec::{Observer, Program, Scratch, Source};
+use crate::kernels::Team;
 use crate::yolo::{Candidate, Cell, logit_floor};
 
 /// A worker: an arena, and the plans it has used.
@@ -19,8 +20,8 @@ pub struct FusedWorker {
 }
 
 impl FusedWorker {
-    pub(super) fn new(shared: Arc<Shared>) -> Result<Self, EngineError> {
-        let scratch = Scratch::new().map_err(memory)?;
+    pub(super) fn new(shared: Arc<Shared>, team: Option<Team>) -> Result<Self, EngineError> {
+        let scratch = Scratch::new(team).map_err(memory)?;
         let (boxes, scores) = (vec![0.0; 4 * shared.net.reg_max], vec![0.0; shared.net.classes]);
         Ok(FusedWorker { shared, scratch, program: None, boxes, scores })
     }

@@ -10,6 +10,7 @@ use std::arch::x86_64::*;
 
 use super::super::math::{EIGHTHS, EXP2, LIMIT, NEG_LOG2_E, TANH, TANH_END};
 use super::super::task::{Activation, Block, Conv, KStep, Store};
+use super::super::team::Share;
 
 /// x · sigmoid(x), operation for operation as [`super::super::math::silu`].
 #[inline]
@@ -216,9 +217,10 @@ macro_rules! tier {
                 arena: *mut u8,
                 packed: *const u8,
                 task: &Conv<'_>,
+                share: &Share,
             ) {
-                for one in task.blocks {
-                    for row in 0..task.rows {
+                for (index, one) in task.blocks.iter().enumerate() {
+                    for row in share.rows(index, task.rows) {
                         let mut x = 0;
                         while x < task.width {
                             let left = task.width - x;

@@ -14,6 +14,7 @@
 use std::arch::x86_64::*;
 
 use super::super::task::{Activation, Winograd};
+use super::super::team::Share;
 
 macro_rules! winograd {
     (
@@ -77,10 +78,16 @@ macro_rules! winograd {
                 packed: *const u8,
                 scratch: *mut f32,
                 task: &Winograd<'_>,
+                share: &Share,
             ) {
                 let channels: usize = task.planes.iter().map(|plane| plane.count).sum();
                 let across = task.width.div_ceil(2);
-                for ty in 0..task.rows.div_ceil(2) {
+                let down = task.rows.div_ceil(2);
+                for ty in 0..down {
+                    let mine = |index: usize| share.rows(index, down).contains(&ty);
+                    if !(0..task.blocks.len()).any(mine) {
+                        continue;
+                    }
                     let mut tx = 0;
                     while tx < across {
                         // Chunks of about equal length.
@@ -99,7 +106,9 @@ macro_rules! winograd {
                                 out = out.add(plane.count * tiles);
                             }
                             let products = scratch.add(16 * channels * $tiles);
-                            for block in task.blocks {
+                            for (_, block) in
+                                task.blocks.iter().enumerate().filter(|&(i, _)| mine(i))
+                            {
                                 let weights = packed.add(block.weights).cast();
                                 gemm(tiles, task.planes, scratch, weights, products, block.lanes);
                                 output(arena, packed, task, block, (ty, tx, tiles), products);
