@@ -9,8 +9,8 @@ use candle_core::{Device, Tensor};
 use common::formula::{Scale, input};
 use common::parity_data;
 use haul::engine::candle::Candle;
-use haul::engine::fused::Fused;
-use haul::engine::{self, Engine, Input, Precision, RawHead, RawLevel, Worker};
+use haul::engine::fused::{Dense, Fused};
+use haul::engine::{self, Engine, Input, Precision, RawHead, RawLevel, Worker as _};
 use haul::kernels::{Cpu, Tier};
 use haul::model;
 use haul::yolo::Network;
@@ -158,6 +158,30 @@ fn committed_goldens() {
         seen += 1;
     }
     assert!(seen > 0, "no golden in {}", folder.display());
+}
+
+#[test]
+fn all_anchors_decoded_fast_are_those_decoded_exactly() {
+    let scale = Scale { widths: vec![16, 16, 16, 32, 32], depths: vec![1; 8], classes: 19 };
+    let network = scale.network();
+    // Cells that are no multiple of 16, on two of three levels.
+    let (width, height) = (96, 160);
+    let rgb: Vec<u8> = (0..3 * width * height).map(|i| (i * 7 % 251) as u8).collect();
+    let planes: Vec<f32> =
+        (0..3).flat_map(|c| rgb[c..].iter().step_by(3).map(|&v| f32::from(v) / 255.0)).collect();
+    for tier in Tier::ALL.into_iter().filter(|&tier| Cpu::get().has(tier)) {
+        let mut worker = Fused::new(&network, tier).unwrap().fused_worker().unwrap();
+        let mut dense = Dense::default();
+        for _ in 0..2 {
+            worker.dense(Input { width, height, rgb: &rgb }, &mut dense).unwrap();
+        }
+        let exact = worker.head(&planes, width, height).unwrap().view().dense();
+        assert_eq!(dense.output.len(), exact.len());
+        let worst = dense.output.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        // The picture's bytes are exact in either form; in bf16 the scaled planes are not.
+        let allowed = if tier.numeric_class().starts_with("f32") { 1e-3 } else { 0.5 };
+        assert!(worst <= allowed, "{tier}: {worst:.1e}");
+    }
 }
 
 #[test]

@@ -17,8 +17,10 @@
 //! `reference` agree bit for bit.
 
 mod cpu;
+pub mod dense;
 pub mod math;
 mod memory;
+mod peak;
 mod portable;
 mod reference;
 mod table;
@@ -31,5 +33,6 @@ mod x86;
 
 pub use cpu::{Cpu, Tier};
 pub use memory::{ALIGN, Memory};
+pub use peak::peak;
 pub use table::Kernels;
 pub use team::Team;

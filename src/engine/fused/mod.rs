@@ -10,10 +10,12 @@
 //! The hot path is [`Worker::run`]: bytes of a picture in, candidates out, nothing allocated.
 
 mod custom_op;
+mod dense;
 mod exec;
 mod lower;
 mod pack;
 mod plan;
+mod profile;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -30,7 +32,9 @@ use lower::Net;
 use pack::Index;
 
 pub use custom_op::HeadOp;
+pub use dense::Dense;
 pub use plan::Strips;
+pub use profile::{Layer, Profile};
 pub use worker::FusedWorker;
 
 /// The fused executor of one network on one tier of kernels.

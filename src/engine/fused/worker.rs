@@ -11,12 +11,12 @@ use crate::yolo::{Candidate, Cell, logit_floor};
 
 /// A worker: an arena, and the plans it has used.
 pub struct FusedWorker {
-    shared: Arc<Shared>,
-    scratch: Scratch,
+    pub(super) shared: Arc<Shared>,
+    pub(super) scratch: Scratch,
     /// The plan of the last picture; most have one size.
     program: Option<Arc<Program>>,
-    boxes: Vec<f32>,
-    scores: Vec<f32>,
+    pub(super) boxes: Vec<f32>,
+    pub(super) scores: Vec<f32>,
 }
 
 impl FusedWorker {
@@ -26,7 +26,7 @@ impl FusedWorker {
         Ok(FusedWorker { shared, scratch, program: None, boxes, scores })
     }
 
-    fn execute(
+    pub(super) fn execute(
         &mut self,
         (width, height): (usize, usize),
         source: Source<'_>,
