@@ -22,6 +22,14 @@ impl<'a> From<Input<'a>> for Source<'a> {
     }
 }
 
+/// What a program runs with.
+#[derive(Clone, Copy)]
+pub(super) struct Machine<'a> {
+    pub(super) net: &'a Net,
+    pub(super) kernels: &'a Kernels,
+    pub(super) weights: &'a [u8],
+}
+
 /// A plan with everything resolved that does not change from strip to strip.
 pub(super) struct Program {
     pub(super) plan: Plan,
@@ -128,14 +136,13 @@ impl Program {
     /// Runs the network on `source`; cells whose best class logit is below `floor` are not noted.
     pub(super) fn run(
         &self,
-        net: &Net,
-        kernels: &Kernels,
-        weights: &[u8],
+        machine: Machine<'_>,
         source: Source<'_>,
         floor: f32,
         scratch: &mut Scratch,
         observer: &mut impl Observer,
     ) -> std::io::Result<()> {
+        let Machine { net, kernels, .. } = machine;
         if scratch.arena.len() < self.plan.bytes {
             scratch.arena = Memory::new(self.plan.bytes)?;
         }
@@ -157,7 +164,7 @@ impl Program {
                         self.convert(*tensor, kernels, source, from..to, scratch);
                     }
                     Op::Conv(conv) => {
-                        self.conv(net, kernels, weights, conv, op, from..to, scratch);
+                        self.conv(machine, conv, op, from..to, scratch);
                     }
                     Op::Pool { from: input, to: output } => {
                         self.pool(net, kernels, (*input, *output), from..to, scratch);
@@ -257,9 +264,7 @@ impl Program {
 
     fn conv(
         &self,
-        net: &Net,
-        kernels: &Kernels,
-        weights: &[u8],
+        Machine { net, kernels, weights }: Machine<'_>,
         conv: &Conv,
         op: usize,
         rows: std::ops::Range<usize>,

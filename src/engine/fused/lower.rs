@@ -352,11 +352,11 @@ impl Lowering<'_> {
                 && !piece.up
                 && !residual.up
                 && kinds == [Kind::Activation; 2];
-            if let (true, Some(Op::Conv(conv))) = (fits, self.net.ops.get_mut(at)) {
-                if let [part] = conv.parts.as_mut_slice() {
-                    part.residual = Some(residual.tensor);
-                    return Ok(vec![*piece]);
-                }
+            if let (true, Some(Op::Conv(conv))) = (fits, self.net.ops.get_mut(at))
+                && let [part] = conv.parts.as_mut_slice()
+            {
+                part.residual = Some(residual.tensor);
+                return Ok(vec![*piece]);
             }
         }
         Err(self.unsupported(node))

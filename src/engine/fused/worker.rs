@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::api::{EngineError, Input, Worker};
 use super::super::head::{RawHead, RawLevel};
 use super::Shared;
-use super::exec::{Observer, Program, Scratch, Source};
+use super::exec::{Machine, Observer, Program, Scratch, Source};
 use crate::kernels::Team;
 use crate::yolo::{Candidate, Cell, logit_floor};
 
@@ -39,9 +39,8 @@ impl FusedWorker {
             None => self.shared.program(width, height),
         };
         let Shared { net, kernels, weights, .. } = &*self.shared;
-        program
-            .run(net, kernels, weights.bytes(), source, floor, &mut self.scratch, observer)
-            .map_err(memory)?;
+        let machine = Machine { net, kernels, weights: weights.bytes() };
+        program.run(machine, source, floor, &mut self.scratch, observer).map_err(memory)?;
         self.program = Some(program.clone());
         Ok(program)
     }
