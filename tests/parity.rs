@@ -5,6 +5,7 @@ mod common;
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::{Device, Tensor};
 use common::formula::{Scale, input};
 use common::parity_data;
 use haul::engine::candle::Candle;
@@ -66,6 +67,23 @@ fn executors(network: &Network) -> Vec<(String, Run)> {
     all
 }
 
+/// The network as candle's operation, on every tier that computes in f32 here: its head for planes
+/// of 0..=1, as rows of all anchors.
+fn operations(network: &Network) -> Vec<(Tier, impl Fn(&[f32], usize, usize) -> Vec<f32>)> {
+    let f32s = Tier::ALL.into_iter().filter(|tier| tier.numeric_class().starts_with("f32"));
+    let quick = f32s.filter(|&tier| Cpu::get().has(tier) && tier != Tier::Reference);
+    let operation = |tier| {
+        let op = Fused::new(network, tier).unwrap().custom_op();
+        let run = move |planes: &[f32], width, height| {
+            let image = Tensor::from_slice(planes, (1, 3, height, width), &Device::Cpu).unwrap();
+            let head = image.apply_op1_no_bwd(&op).unwrap();
+            head.flatten_all().unwrap().to_vec1().unwrap()
+        };
+        (tier, run)
+    };
+    quick.map(operation).collect()
+}
+
 /// Compares everything a golden file holds, on every executor.
 fn compare(what: &str, scale: &Scale, bytes: &[u8], (width, height): (usize, usize)) {
     let golden = SafeTensors::deserialize(bytes).unwrap();
@@ -93,6 +111,25 @@ fn compare(what: &str, scale: &Scale, bytes: &[u8], (width, height): (usize, usi
         for (name, error) in &errors {
             println!("{what} {executor} {name}: {error:.1e}");
             assert!(*error <= CLOSE, "{what} {executor} {name}: {error:.1e}");
+        }
+    }
+    let (boxes, scores) = (floats(&golden, "out.1.boxes"), floats(&golden, "out.1.scores"));
+    let network = scale.network();
+    let planes = input(height, width);
+    let reference = Candle::new(&network).unwrap().head(planes.clone(), width, height).unwrap();
+    for (tier, run) in operations(&network) {
+        let head = run(&planes, width, height);
+        assert_eq!(head.len(), boxes.len() + scores.len());
+        let (ours_boxes, ours_scores) = head.split_at(boxes.len());
+        for (name, ours, theirs) in [
+            ("boxes", ours_boxes, boxes.as_slice()),
+            ("scores", ours_scores, &scores),
+            ("boxes, candle", ours_boxes, &joined(&reference, |l| &l.boxes)),
+            ("scores, candle", ours_scores, &joined(&reference, |l| &l.scores)),
+        ] {
+            let error = relative(ours, theirs);
+            println!("{what} operation {tier} {name}: {error:.1e}");
+            assert!(error <= CLOSE, "{what} operation {tier} {name}: {error:.1e}");
         }
     }
 }
@@ -287,9 +324,21 @@ fn real_weights() {
             assert!(box_error <= CLOSE && score_error <= CLOSE && worst <= 1e-4);
         }
 
-        // The hot path gives the same numbers, and some detections in the end.
         let engine = Candle::new(&model.network).unwrap();
-        let ours = engine.head(planes, width, height).unwrap().view().dense();
+        let reference = engine.head(planes.clone(), width, height).unwrap();
+        for (tier, run) in operations(&model.network) {
+            let head = run(&planes, width, height);
+            let (boxes, scores) = head.split_at(4 * 16 * head.len() / (4 * 16 + 80));
+            let errors = [
+                relative(boxes, &joined(&reference, |l| &l.boxes)),
+                relative(scores, &joined(&reference, |l| &l.scores)),
+            ];
+            println!("{id} operation {tier}: {:.1e} {:.1e}", errors[0], errors[1]);
+            assert!(errors.iter().all(|&error| error <= CLOSE), "{id} operation {tier}");
+        }
+
+        // The hot path gives the same numbers, and some detections in the end.
+        let ours = reference.view().dense();
         let anchors = ours.len() / 84;
         let mut found = Vec::new();
         let input = Input { width, height, rgb: &rgb };

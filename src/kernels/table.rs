@@ -72,8 +72,9 @@ impl Kernels {
             return self.conv(arena, packed, task);
         }
         check(arena.len(), packed, task, self.tier);
-        let input = task.ksteps.iter().map(|k| span(&k.from, task.rows, task.width, k.count * 4));
-        check_disjoint(input, task.blocks, task.rows, task.width);
+        let size = self.tier.element().bytes();
+        let input = |k: &KStep| span(&k.from, task.rows, task.width, k.count * size);
+        check_disjoint(task.ksteps.iter().map(input), task, size);
         #[cfg(target_arch = "x86_64")]
         {
             let (arena, packed) = (Pointer(arena.pointer()), Pointer(packed.as_ptr().cast_mut()));
@@ -161,9 +162,9 @@ impl Kernels {
             return self.winograd(arena, packed, scratch, task);
         }
         let each = check_winograd(arena.len(), packed, scratch, task, team.threads());
-        let (rows, columns) = (task.rows + 3, task.width + 3);
-        let input = task.planes.iter().map(|k| span(&k.from, rows, columns, k.count * 4));
-        check_disjoint(input, task.blocks, task.rows, task.width);
+        let (rows, columns) = reach(task);
+        let input = |k: &KStep| span(&k.from, rows, columns, k.count * 4);
+        check_disjoint(task.planes.iter().map(input), &as_conv(task), 4);
         #[cfg(target_arch = "x86_64")]
         {
             let (arena, packed) = (Pointer(arena.pointer()), Pointer(packed.as_ptr().cast_mut()));
@@ -381,6 +382,25 @@ fn check(arena: usize, packed: &[u8], task: &Conv<'_>, tier: Tier) {
     }
 }
 
+/// What a task by Winograd's scheme writes, and reads besides its input, as a plain one.
+fn as_conv<'a>(task: &Winograd<'a>) -> Conv<'a> {
+    Conv {
+        ksteps: &[],
+        blocks: task.blocks,
+        rows: task.rows,
+        width: task.width,
+        odd: false,
+        act: task.act,
+        store: Store::Element,
+    }
+}
+
+/// Rows and pixels that Winograd's scheme reads: whole tiles, and two more.
+fn reach(task: &Winograd<'_>) -> (usize, usize) {
+    let even = |n: usize| n.saturating_add(n % 2).saturating_add(2);
+    (even(task.rows), even(task.width))
+}
+
 /// Everything the Winograd kernels rely on; gives the scratch memory of each thread, in f32.
 fn check_winograd(
     arena: usize,
@@ -389,17 +409,8 @@ fn check_winograd(
     task: &Winograd<'_>,
     threads: usize,
 ) -> usize {
-    let as_conv = Conv {
-        ksteps: &[],
-        blocks: task.blocks,
-        rows: task.rows,
-        width: task.width,
-        odd: false,
-        act: task.act,
-        store: Store::Element,
-    };
-    check(arena, packed, &as_conv, Tier::Reference);
-    let (rows, columns) = (task.rows.next_multiple_of(2) + 2, task.width.next_multiple_of(2) + 2);
+    check(arena, packed, &as_conv(task), Tier::Reference);
+    let (rows, columns) = reach(task);
     let mut channels = 0;
     for plane in task.planes {
         let KStep { from, count } = plane;
@@ -431,35 +442,38 @@ fn span(place: &Place, rows: usize, width: usize, bytes: usize) -> Range<usize> 
 }
 
 /// What several threads at once rely on: nothing that is written is read, or written twice.
-fn check_disjoint(
-    input: impl Iterator<Item = Range<usize>>,
-    blocks: &[Block],
-    rows: usize,
-    width: usize,
-) {
+/// `size` is that of an activation.
+fn check_disjoint(input: impl Iterator<Item = Range<usize>>, task: &Conv<'_>, size: usize) {
+    let Conv { rows, width, .. } = *task;
     let apart = |a: &Range<usize>, b: &Range<usize>| a.end <= b.start || b.end <= a.start;
+    let written = |Block { out, lanes, .. }: &Block| match task.store {
+        Store::Element => lanes * size,
+        Store::F32 => lanes * 4,
+        Store::F32Twice => lanes * 4 + out.px / 2,
+    };
     // A row is whole before the next begins, and a pixel before the next.
-    for Block { out, lanes, .. } in blocks {
-        let pixels = width.saturating_sub(1).saturating_mul(out.px).saturating_add(lanes * 4);
-        assert!(
-            out.row >= pixels && out.px >= lanes * 2,
-            "{out:?} overlaps itself. This is a bug."
-        );
+    for block in task.blocks {
+        let (out, bytes) = (&block.out, written(block));
+        let row = width.saturating_sub(1).saturating_mul(out.px).saturating_add(bytes);
+        assert!(out.row >= row && out.px >= bytes, "{out:?} overlaps itself. This is a bug.");
     }
-    let outputs = |block: &Block| span(&block.out, rows, width, block.out.px);
-    for (index, block) in blocks.iter().enumerate() {
+    let outputs = |block: &Block| span(&block.out, rows, width, written(block));
+    for (index, block) in task.blocks.iter().enumerate() {
         let mine = outputs(block);
-        let others = blocks.iter().enumerate().filter(|&(other, _)| other != index);
+        let others = task.blocks.iter().enumerate().filter(|&(other, _)| other != index);
         let fine = others.map(|(_, other)| other).all(|other| apart(&mine, &outputs(other)));
         assert!(fine, "two blocks write one place. This is a bug.");
-        for other in blocks {
-            let read = other.residual.iter().chain(&other.init);
-            let fine = read.map(|r| span(r, rows, width, r.px)).all(|read| apart(&mine, &read));
+        for Block { residual, init, lanes, .. } in task.blocks {
+            let residual = residual.map(|place| span(&place, rows, width, lanes * size));
+            // Two rows share one of these.
+            let shared = (rows + usize::from(task.odd)).div_ceil(2);
+            let init = init.map(|place| span(&place, shared, width, lanes * 4));
+            let fine = residual.iter().chain(&init).all(|read| apart(&mine, read));
             assert!(fine, "a block writes what another one reads. This is a bug.");
         }
     }
     for read in input {
-        let fine = blocks.iter().all(|block| apart(&outputs(block), &read));
+        let fine = task.blocks.iter().all(|block| apart(&outputs(block), &read));
         assert!(fine, "a convolution writes its own input. This is a bug.");
     }
 }

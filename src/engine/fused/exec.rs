@@ -93,6 +93,15 @@ impl Scratch {
     }
 }
 
+#[cfg(test)]
+impl Scratch {
+    /// Fills all memory with NaN.
+    pub(super) fn poison(&mut self) {
+        self.arena.bytes_mut().fill(0xFF);
+        self.transformed.bytes_mut().fill(0xFF);
+    }
+}
+
 /// Told of every step after it was done; for the profile.
 pub(super) trait Observer {
     fn done(&mut self, step: &Step);

@@ -9,6 +9,7 @@
 //!
 //! The hot path is [`Worker::run`]: bytes of a picture in, candidates out, nothing allocated.
 
+mod custom_op;
 mod dense;
 mod exec;
 mod lower;
@@ -30,6 +31,7 @@ use exec::Program;
 use lower::Net;
 use pack::Index;
 
+pub use custom_op::HeadOp;
 pub use dense::Dense;
 pub use plan::Strips;
 pub use profile::{Layer, Profile};

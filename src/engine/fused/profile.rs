@@ -110,7 +110,7 @@ fn layer(net: &Net, op: &Op, width: usize, height: usize) -> Layer {
 fn convolution(net: &Net, conv: &Conv, (width, height): (usize, usize)) -> Layer {
     let inputs: usize = conv.terms.iter().map(|term| net.tensors[term.tensor].channels).sum();
     let outputs: usize = conv.parts.iter().map(|part| net.tensors[part.tensor].channels).sum();
-    let (kernel, scale) = (conv.kernel, conv.scale);
+    let (kernel, scale) = (conv.kernel, net.tensors[conv.parts[0].tensor].stride);
     let pixels = (width / scale) * (height / scale);
     let stride = if conv.stride == 1 { String::new() } else { format!(" s{}", conv.stride) };
     Layer {

@@ -49,7 +49,7 @@ impl FusedWorker {
     /// Fills all memory with NaN, so that a test sees whether any of it is read before written.
     #[cfg(test)]
     pub(super) fn poison(&mut self) {
-        self.scratch.arena.bytes_mut().fill(0xFF);
+        self.scratch.poison();
     }
 
     /// Runs the network on planes R, G, B of values 0..=1, each `height` rows of `width`, and
