@@ -69,16 +69,17 @@ fn executors(network: &Network) -> Vec<(String, Run)> {
 
 /// The network as candle's operation, on every tier that computes in f32 here: its head for planes
 /// of 0..=1, as rows of all anchors.
-fn operations(network: &Network) -> Vec<(Tier, impl Fn(&[f32], usize, usize) -> Vec<f32>)> {
+type Operate = Box<dyn Fn(&[f32], usize, usize) -> Vec<f32>>;
+fn operations(network: &Network) -> Vec<(Tier, Operate)> {
     let f32s = Tier::ALL.into_iter().filter(|tier| tier.numeric_class().starts_with("f32"));
     let quick = f32s.filter(|&tier| Cpu::get().has(tier) && tier != Tier::Reference);
     let operation = |tier| {
         let op = Fused::new(network, tier).unwrap().custom_op();
-        let run = move |planes: &[f32], width, height| {
+        let run: Operate = Box::new(move |planes: &[f32], width, height| {
             let image = Tensor::from_slice(planes, (1, 3, height, width), &Device::Cpu).unwrap();
             let head = image.apply_op1_no_bwd(&op).unwrap();
             head.flatten_all().unwrap().to_vec1().unwrap()
-        };
+        });
         (tier, run)
     };
     quick.map(operation).collect()

@@ -234,7 +234,7 @@ fn pitch(task: &Conv<'_>) -> Option<usize> {
         .map(|k| k.from)
         .chain(task.blocks.iter().map(|block| block.out))
         .chain(residuals);
-    let of = |place: Place| (place.row % place.px == 0).then_some(place.row / place.px);
+    let of = |place: Place| place.row.is_multiple_of(place.px).then_some(place.row / place.px);
     let first = of(places.next()?)?;
     let same = places.all(|place| of(place) == Some(first));
     let sums = task.blocks.iter().any(|block| block.init.is_some());

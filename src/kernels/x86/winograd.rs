@@ -37,9 +37,10 @@ macro_rules! winograd {
             ) {
                 // One column after the other: down first, and across from the last four.
                 let down = |x: usize, c: usize| -> [$Vector; 4] {
-                    // SAFETY: rows 0..4 and columns 0..2 · tiles + 2 of the input were checked.
-                    let d =
-                        [0, 1, 2, 3].map(|y| unsafe { $load(from.add(y * line + x * lanes + c)) });
+                    let d = [0, 1, 2, 3].map(|y| {
+                        // SAFETY: rows 0..4 and columns 0..2 · tiles + 2 of the input were checked.
+                        unsafe { $load(from.add(y * line + x * lanes + c)) }
+                    });
                     [$sub(d[0], d[2]), $add(d[1], d[2]), $sub(d[2], d[1]), $sub(d[1], d[3])]
                 };
                 let mut c = 0;
