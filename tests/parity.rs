@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use common::formula::{Scale, input};
 use common::parity_data;
 use haul::engine::candle::Candle;
-use haul::engine::fused::{Dense, Fused};
+use haul::engine::fused::{Dense, Fused, Strips};
 use haul::engine::{self, Engine, Input, Precision, RawHead, RawLevel, Worker as _};
 use haul::kernels::{Cpu, Tier};
 use haul::model;
@@ -392,7 +392,7 @@ fn other_tasks_are_refused_by_name() {
 }
 
 /// Not a test: `cargo test --release --test parity -- --ignored --nocapture` says what one picture
-/// costs on one core, the tiers in turn.
+/// costs, tiers and schedules in turn.
 #[test]
 #[ignore = "a measurement"]
 fn time_one_picture() {
@@ -400,19 +400,28 @@ fn time_one_picture() {
     let model = model::read(&data.join("weights/yolov8n.pt")).unwrap();
     let (width, height) = (640, 640);
     let rgb: Vec<u8> = (0..3 * width * height).map(|i| (i * 7 % 251) as u8).collect();
-    let tiers = [Tier::Avx512Bf16, Tier::Avx512, Tier::Avx2];
-    let mut workers: Vec<_> = tiers
-        .into_iter()
-        .filter(|&tier| Cpu::get().has(tier))
-        .flat_map(|tier| {
-            let engine = Fused::new(&model.network, tier).unwrap();
-            let two = engine.team_worker(2.try_into().unwrap()).unwrap();
-            [
-                (format!("{tier} on one core"), engine.fused_worker().unwrap(), Vec::new()),
-                (format!("{tier} on two cores"), two, Vec::new()),
-            ]
-        })
-        .collect();
+    let whole = Strips { up_to_stride: 0, ..Strips::default() };
+    let rows = |rows| Strips { rows: Some(rows), ..Strips::default() };
+    let schedules = [
+        ("", Strips::default()),
+        (", no strips", whole),
+        (", strips of 32 rows", rows(32)),
+        (", strips of 128 rows", rows(128)),
+        (", strips to stride 16", Strips { up_to_stride: 16, ..Strips::default() }),
+    ];
+    let mut workers = Vec::new();
+    for tier in [Tier::Avx512Bf16, Tier::Avx512, Tier::Avx2] {
+        if !Cpu::get().has(tier) {
+            continue;
+        }
+        for (name, strips) in schedules {
+            let engine = Fused::with_strips(&model.network, tier, strips).unwrap();
+            workers.push((format!("{tier}{name}"), engine.fused_worker().unwrap(), Vec::new()));
+        }
+        let engine = Fused::new(&model.network, tier).unwrap();
+        let two = engine.team_worker(2.try_into().unwrap()).unwrap();
+        workers.push((format!("{tier} on two cores"), two, Vec::new()));
+    }
     let mut found = Vec::new();
     for _ in 0..30 {
         for (_, worker, times) in &mut workers {
