@@ -78,9 +78,9 @@ impl Kernels {
         #[cfg(target_arch = "x86_64")]
         {
             let (arena, packed) = (Pointer(arena.pointer()), Pointer(packed.as_ptr().cast_mut()));
-            let (threads, blocks, rows) = (team.threads(), task.blocks.len(), task.rows);
-            team.run(&|index| {
-                let share = Share::of(index, threads, blocks, rows);
+            let (pieces, blocks, rows) = (team.pieces(), task.blocks.len(), task.rows);
+            team.run(pieces, &|_, piece| {
+                let share = Share::of(piece, pieces, blocks, rows);
                 // SAFETY: every offset was checked; what a share writes, no other reads or writes.
                 unsafe { self.conv_share(arena.get(), packed.get(), task, &share) };
             });
@@ -169,13 +169,13 @@ impl Kernels {
         {
             let (arena, packed) = (Pointer(arena.pointer()), Pointer(packed.as_ptr().cast_mut()));
             let scratch = Pointer(scratch.pointer());
-            let (threads, blocks) = (team.threads(), task.blocks.len());
-            team.run(&|index| {
-                let share = Share::of(index, threads, blocks, task.rows.div_ceil(2));
+            let (pieces, blocks) = (team.pieces(), task.blocks.len());
+            team.run(pieces, &|thread, piece| {
+                let share = Share::of(piece, pieces, blocks, task.rows.div_ceil(2));
                 // SAFETY: every offset was checked; what a share writes, no other reads or writes,
-                // and each has its own part of the scratch memory.
+                // and each thread has its own part of the scratch memory.
                 unsafe {
-                    let scratch = scratch.get().cast::<f32>().add(index * each);
+                    let scratch = scratch.get().cast::<f32>().add(thread * each);
                     self.winograd_share(arena.get(), packed.get(), scratch, task, &share);
                 }
             });

@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 
 /// A share of a task: which rows of which of its blocks.
@@ -52,28 +52,57 @@ impl Share {
     }
 }
 
-/// A job: called once by every thread with its number.
-type Job = dyn Fn(usize) + Sync;
+/// A job: called with the number of the thread, and of the piece that it is to do.
+type Job = dyn Fn(usize, usize) + Sync;
 
 struct Shared {
-    /// Points to the leader's reference to the job while it runs.
+    /// Points to the leader's reference to the job while there are pieces of it.
     job: AtomicPtr<&'static Job>,
-    /// Counts jobs; odd numbers are never skipped, so a change means one more job.
-    round: AtomicUsize,
-    /// Helpers that have not finished the job.
-    left: AtomicUsize,
+    /// The round in the upper 32 bits, then in 16 bits each how many pieces it has, and how many of
+    /// them were taken. All in one word, so that who takes a piece knows which round it is of.
+    ticket: AtomicU64,
+    /// Pieces of this round that are done.
+    done: AtomicUsize,
     stop: AtomicBool,
     panicked: AtomicBool,
     asleep: Vec<AtomicBool>,
 }
 
+impl Shared {
+    /// Does pieces of the current round until all are taken.
+    fn work(&self, thread: usize) {
+        loop {
+            let ticket = self.ticket.fetch_add(1, Ordering::AcqRel);
+            let (pieces, piece) = ((ticket >> 16 & 0xffff) as usize, (ticket & 0xffff) as usize);
+            if piece >= pieces {
+                return;
+            }
+            // SAFETY: the piece that was taken is one of a round whose leader does not leave `run`,
+            // and so keeps what `job` points to, before this piece is counted in `done`.
+            let job = unsafe { *self.job.load(Ordering::Relaxed) };
+            if catch_unwind(AssertUnwindSafe(|| job(thread, piece))).is_err() {
+                self.panicked.store(true, Ordering::Relaxed);
+            }
+            self.done.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    fn round(&self) -> u64 {
+        self.ticket.load(Ordering::SeqCst) >> 32
+    }
+}
+
 /// A leader's helpers.
+///
+/// Work is cut into more pieces than there are threads, and every thread takes the next one when it
+/// is free. So a helper whose core somebody else has just now costs nothing: the others do its
+/// pieces, the leader all of them if need be.
 pub struct Team {
     shared: Arc<Shared>,
     helpers: Vec<(Thread, Option<JoinHandle<()>>)>,
 }
 
-/// How often a thread looks again before it sleeps: some ten microseconds.
+/// How often a helper looks again before it sleeps: some tens of microseconds.
 const SPINS: usize = 20_000;
 
 impl Team {
@@ -85,8 +114,8 @@ impl Team {
         let helpers = threads.get() - 1;
         let shared = Arc::new(Shared {
             job: AtomicPtr::new(std::ptr::null_mut()),
-            round: AtomicUsize::new(0),
-            left: AtomicUsize::new(0),
+            ticket: AtomicU64::new(0),
+            done: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             asleep: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
@@ -108,40 +137,38 @@ impl Team {
         self.helpers.len() + 1
     }
 
-    /// Calls `job` once on every thread, with numbers from 0 (the caller) on, and waits for all.
+    /// Into how many pieces work is best cut.
+    #[must_use]
+    pub fn pieces(&self) -> usize {
+        (2 * self.threads()).min(1 << 10)
+    }
+
+    /// Calls `job` once for each of `pieces` pieces (65,535 at most), with the number of the thread
+    /// that does it (0 is the caller) and of the piece, and waits for all.
     ///
     /// # Panics
     /// When the job did, on any thread.
-    pub fn run(&mut self, job: &(dyn Fn(usize) + Sync)) {
-        // SAFETY: only the lifetime changes. The reference is used by helpers between the start of
-        // the round and their count in `left`, and `Wait` does not let this function go, by return
-        // or by panic, before all of them are counted.
-        let mut job =
-            unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync + '_), &'static Job>(job) };
+    pub fn run(&mut self, pieces: usize, job: &(dyn Fn(usize, usize) + Sync)) {
+        assert!(pieces <= 0xffff, "{pieces} pieces. This is a bug.");
+        // SAFETY: only the lifetime changes. The reference is used between the taking of a piece
+        // and its counting, and this function does not end before all pieces are counted: panics
+        // of the job are caught where it is called.
+        let mut job = unsafe {
+            std::mem::transmute::<&(dyn Fn(usize, usize) + Sync + '_), &'static Job>(job)
+        };
         let shared = &*self.shared;
-        shared.left.store(self.helpers.len(), Ordering::Relaxed);
+        shared.done.store(0, Ordering::Relaxed);
         shared.job.store(&raw mut job, Ordering::Relaxed);
-        shared.round.fetch_add(1, Ordering::SeqCst);
+        let round = (shared.round() + 1) & u64::from(u32::MAX);
+        shared.ticket.store(round << 32 | (pieces as u64) << 16, Ordering::SeqCst);
         for ((thread, _), asleep) in self.helpers.iter().zip(&shared.asleep) {
             if asleep.load(Ordering::SeqCst) {
                 thread.unpark();
             }
         }
-        {
-            let _wait = Wait(shared);
-            job(0);
-        }
-        assert!(!shared.panicked.load(Ordering::Relaxed), "a thread of the team panicked");
-    }
-}
-
-/// Waits for the helpers when it goes out of scope.
-struct Wait<'a>(&'a Shared);
-
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
+        shared.work(0);
         let mut spins = 0;
-        while self.0.left.load(Ordering::Acquire) != 0 {
+        while shared.done.load(Ordering::Acquire) != pieces {
             spins += 1;
             match spins < SPINS {
                 true => std::hint::spin_loop(),
@@ -149,6 +176,8 @@ impl Drop for Wait<'_> {
                 false => std::thread::yield_now(),
             }
         }
+        let panicked = shared.panicked.swap(false, Ordering::Relaxed);
+        assert!(!panicked, "a thread of the team panicked");
     }
 }
 
@@ -156,7 +185,7 @@ fn help(shared: &Shared, index: usize) {
     let mut seen = 0;
     loop {
         let mut spins = 0;
-        while shared.round.load(Ordering::Acquire) == seen {
+        while shared.round() == seen {
             spins += 1;
             if spins < SPINS {
                 std::hint::spin_loop();
@@ -164,29 +193,24 @@ fn help(shared: &Shared, index: usize) {
             }
             shared.asleep[index].store(true, Ordering::SeqCst);
             // Either this sees the new round, or the leader sees that this is asleep.
-            if shared.round.load(Ordering::SeqCst) == seen {
+            if shared.round() == seen {
                 std::thread::park();
             }
             shared.asleep[index].store(false, Ordering::SeqCst);
         }
-        seen = seen.wrapping_add(1);
+        seen = shared.round();
         if shared.stop.load(Ordering::Relaxed) {
             return;
         }
-        // SAFETY: the round was started after `job` was stored, and the leader keeps what it points
-        // to alive until this thread has counted itself below.
-        let job = unsafe { *shared.job.load(Ordering::Relaxed) };
-        if catch_unwind(AssertUnwindSafe(|| job(index + 1))).is_err() {
-            shared.panicked.store(true, Ordering::Relaxed);
-        }
-        shared.left.fetch_sub(1, Ordering::Release);
+        shared.work(index + 1);
     }
 }
 
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.round.fetch_add(1, Ordering::SeqCst);
+        // A round without pieces.
+        self.shared.ticket.fetch_add(1 << 32, Ordering::SeqCst);
         for (thread, handle) in &mut self.helpers {
             thread.unpark();
             if let Some(handle) = handle.take() {
@@ -227,20 +251,22 @@ mod tests {
     }
 
     #[test]
-    fn everybody_works_once_a_round_and_panics_come_back() {
+    fn every_piece_is_done_once_and_panics_come_back() {
         let mut team = Team::new(NonZeroUsize::new(3).unwrap()).unwrap();
-        let counts: Vec<AtomicUsize> = (0..3).map(|_| AtomicUsize::new(0)).collect();
+        let counts: Vec<AtomicUsize> = (0..7).map(|_| AtomicUsize::new(0)).collect();
         for round in 0..2000 {
-            team.run(&|index| {
-                counts[index].fetch_add(1, Ordering::Relaxed);
+            team.run(7, &|thread, piece| {
+                assert!(thread < 3);
+                counts[piece].fetch_add(1, Ordering::Relaxed);
             });
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == round + 1));
             if round % 500 == 0 {
                 // Long enough for them to fall asleep.
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }
         }
-        assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 2000));
-        let told = catch_unwind(AssertUnwindSafe(|| team.run(&|index| assert!(index != 2))));
+        let told = catch_unwind(AssertUnwindSafe(|| team.run(7, &|_, piece| assert!(piece != 2))));
         assert!(told.is_err());
+        team.run(7, &|_, _| {});
     }
 }
