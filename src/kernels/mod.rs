@@ -17,6 +17,7 @@
 //! `reference` agree bit for bit.
 
 mod cpu;
+mod mapped;
 pub mod math;
 mod memory;
 mod portable;
@@ -29,5 +30,6 @@ mod tests;
 mod x86;
 
 pub use cpu::{Cpu, Tier};
+pub use mapped::Mapped;
 pub use memory::{ALIGN, Memory};
 pub use table::Kernels;

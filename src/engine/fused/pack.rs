@@ -12,6 +12,10 @@ use crate::kernels::task::{Element, Winograd, weight_index};
 use crate::kernels::{ALIGN, Memory};
 use crate::yolo::{Network, Op as Node};
 
+/// Rises whenever the same network is packed into other bytes than before: packs on disk are stale
+/// then. (That the *place* of a weight has changed is noticed without it.)
+pub(super) const PACKING_VERSION: u32 = 1;
+
 /// Where a block lies in the packed weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Packed {
