@@ -25,7 +25,7 @@ impl Random {
     }
 }
 
-/// Slopes, edges and grain: compresses about as a photograph does.
+/// Slopes, edges and grain: harder to compress than most photographs.
 fn picture(width: u32, height: u32) -> Picture {
     let mut random = Random(width * 31 + height);
     let mut rgb = Vec::with_capacity(width as usize * height as usize * 3);

@@ -8,6 +8,7 @@
 # and only where it is missing:
 #   by apt-get    build-essential (a C compiler), python3 3.11 or newer, python3-venv
 #   by rustup     the components rustfmt and clippy
+#   by apt-get    valgrind, where it can be had; its stage is skipped elsewhere
 #   by pip        numpy and pycocotools, into a virtual environment in the target folder
 #
 # HAUL_PARITY_DATA      a folder with real weights, pictures and goldens; without it some tests skip
@@ -228,6 +229,14 @@ photographs() {
     done
 }
 
+memcheck() {
+    if [ $install = no ]; then
+        scripts/valgrind.sh --no-install
+    else
+        scripts/valgrind.sh
+    fi
+}
+
 accept() {
     [ -x "$haul" ] || skip "there is no release build"
     [ -x scripts/accept.sh ] || skip "there is no scripts/accept.sh"
@@ -273,6 +282,7 @@ stage "cargo fmt" cargo fmt --check
 stage "cargo clippy" cargo clippy --all-targets --locked -- -D warnings
 stage "cargo doc" rustdoc
 tests
+stage "kernels under valgrind" memcheck
 stage "release build" release_build
 stage "first command" quickstart
 stage "export to pycocotools" coco

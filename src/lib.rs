@@ -7,6 +7,7 @@
 //! | module | what it holds | whom it may know |
 //! | --- | --- | --- |
 //! | [`cli`] | one file per command; clap structs are syntax only | everything below |
+//! | [`mod@bench`] | how fast this machine is with a model | everything below |
 //! | [`job`] | specification, plan, manifest, runner, report | `pool`, `store`, `model`; plain values of those below |
 //! | [`pool`] | worker threads behind one byte-budgeted queue | `picture`, `engine`, `yolo` |
 //! | [`picture`] | bytes to upright RGB, letterbox, drawing | nobody |
@@ -16,6 +17,7 @@
 //! | [`yolo`] | the YOLOv8 graph as data, box decoding, NMS | nobody |
 //! | [`store`] | where bytes live, and the two ways to write them | nobody |
 
+pub mod bench;
 pub mod cli;
 pub mod engine;
 pub mod job;

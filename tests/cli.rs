@@ -8,6 +8,8 @@ use std::path::Path;
 use common::binary::{
     Haul, by_image, fill, folder, lines, model, parts, success, testdata, wait_for,
 };
+use haul::engine::{Precision, choose};
+use haul::kernels::Tier;
 
 #[test]
 fn the_quickstart_job_runs_as_the_readme_says() {
@@ -294,12 +296,86 @@ fn models_are_inspected_and_converted() {
 }
 
 #[test]
+fn the_doctor_says_what_each_precision_would_choose() {
+    let doctor = || Haul::new("doctor").arg("--model").arg(model());
+    let json: serde_json::Value =
+        serde_json::from_str(&doctor().arg("--json").exits(0).stdout).unwrap();
+    for (precision, asked) in
+        [("f32", Precision::F32), ("auto", Precision::Auto), ("bf16", Precision::Bf16)]
+    {
+        let tier = choose(asked, None, None).ok().map(|tier| tier.name());
+        assert_eq!(json["precisions"][precision].as_str(), tier, "{precision}");
+    }
+    assert_eq!(json["tiers"].as_array().unwrap().len(), Tier::ALL.len());
+    assert_eq!(json["model"]["info"]["task"], "detect");
+    let text = doctor().exits(0).stdout;
+    for words in
+        ["kernels", "portable     yes  f32-portable", "decoders   zune-jpeg", "model      "]
+    {
+        assert!(text.contains(words), "{words} is not in {text}");
+    }
+    let forced = Haul::new("doctor").env("HAUL_CPU_TIER", "portable").exits(0).stdout;
+    assert!(forced.contains("auto         portable, class f32-portable"), "{forced}");
+    assert!(forced.contains("bf16         no: HAUL_CPU_TIER: `portable` does not"), "{forced}");
+}
+
+#[test]
+fn bench_measures_what_it_is_asked_for() {
+    let bench = |flags: &[&str]| {
+        let bench = Haul::new("bench").arg("--model").arg(model()).args(["--imgsz", "64"]);
+        let ran = bench.args(["--workers", "2", "--seconds", "0.2", "--json"]).args(flags);
+        let ran = ran.arg("--images").arg(testdata("pictures")).exits(0);
+        serde_json::from_str::<serde_json::Value>(&ran.stdout).unwrap()
+    };
+    let rates = |report: &serde_json::Value| {
+        let parts = ["model", "model_dense", "end_to_end"];
+        parts
+            .map(|part| report[format!("{part}_images_per_second")].as_f64().map(|rate| rate > 1.0))
+    };
+    let all = bench(&["--per-layer", "--latency", "--precision", "f32"]);
+    assert_eq!(rates(&all), [Some(true); 3]);
+    assert_eq!((&all["workers"], &all["imgsz"]), (&2.into(), &64.into()));
+    assert!(all["numeric_class"].as_str().unwrap().starts_with("f32"));
+    assert!(all["peak_gflops"].as_f64().unwrap() > 0.1);
+    assert!(all["peak_memory_bytes"].as_u64().unwrap() > 1 << 20);
+    assert!(all["stages_ms"]["decode"].as_f64().unwrap() > 0.0);
+    assert_eq!(all["latency_ms"][1]["threads"], 2);
+    let layers = all["layers"]["layers"].as_array().unwrap();
+    let sum: f64 = layers.iter().map(|layer| layer["gflop"].as_f64().unwrap()).sum();
+    assert!(layers.len() > 50 && sum > 0.001, "{sum} in {} layers", layers.len());
+    let square = bench(&["--only", "model", "--square"]);
+    assert_eq!(rates(&square), [Some(true), Some(true), None]);
+    assert!(square["stages_ms"].is_null() && square["layers"].is_null());
+    assert_eq!(rates(&bench(&["--only", "end-to-end"])), [None, None, Some(true)]);
+
+    let one = || Haul::new("bench").arg("--model").arg(model()).arg("--images");
+    let text = one().arg(testdata("pictures/sea.jpg")).args(["--seconds", "0.1"]).exits(0).stdout;
+    assert!(text.contains("from files to boxes") && text.contains("GFLOP/s"), "{text}");
+    let empty = tempfile::tempdir().unwrap();
+    one().arg(empty.path()).exits(5).says("no picture found");
+    one().arg("/nowhere").exits(2).says("/nowhere");
+    one().arg(testdata("pictures")).args(["--seconds", "0"]).exits(2).says("--seconds is 0");
+    one().arg(testdata("pictures")).args(["--precision", "f8"]).exits(2).says("`f8`");
+}
+
+#[test]
 fn help_has_examples_and_the_exit_codes() {
     let help = Haul::new("--help").exits(0).stdout;
     for text in ["Examples:", "haul resume out/", "Exit codes:", "75   interrupted"] {
         assert!(help.contains(text), "{text} is not in {help}");
     }
-    for command in ["run", "resume", "plan", "status", "verify", "export", "completions", "model"] {
+    for command in [
+        "run",
+        "resume",
+        "plan",
+        "status",
+        "verify",
+        "export",
+        "completions",
+        "model",
+        "doctor",
+        "bench",
+    ] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
         assert!(Haul::new(command).arg("--help").exits(0).stdout.contains("Usage:"));
     }

@@ -299,6 +299,8 @@ fn all_of_a_pack_is_checked_for_those_who_ask() {
     let checked = check_packs(&file, Some(&sha256)).unwrap();
     assert_eq!(checked.len(), count);
     assert!(checked.iter().all(|pack| pack.fault.is_none()), "{checked:?}");
+    let doctor = |file: &Path| Haul::new("doctor").arg("--model").arg(file);
+    assert!(doctor(&file).exits(0).stdout.contains("haulpack: f32-plain, whole"));
     let other = check_packs(&file, Some("another")).unwrap();
     assert!(other.iter().all(|pack| pack.fault.is_some()), "{other:?}");
     for path in packs(home.path()) {
@@ -308,7 +310,9 @@ fn all_of_a_pack_is_checked_for_those_who_ask() {
         let checked = check_packs(&path, None).unwrap();
         let fault = checked[0].fault.as_deref().unwrap();
         assert!(fault.contains("its weights are damaged"), "{fault}");
+        assert!(doctor(&path).exits(1).stdout.contains("its weights are damaged"));
     }
+    assert!(doctor(&file).args(["--json"]).exits(1).stdout.contains("its weights are damaged"));
     assert!(check_packs(&file, None).unwrap().iter().all(|pack| pack.fault.is_some()));
     assert!(check_packs(&home.path().join("none"), None).is_err());
 }

@@ -5,11 +5,12 @@ mod common;
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::{Device, Tensor};
 use common::formula::{Scale, input};
 use common::parity_data;
 use haul::engine::candle::Candle;
-use haul::engine::fused::Fused;
-use haul::engine::{self, Engine, Input, Precision, RawHead, RawLevel};
+use haul::engine::fused::{Dense, Fused, Strips};
+use haul::engine::{self, Engine, Input, Precision, RawHead, RawLevel, Worker as _};
 use haul::kernels::{Cpu, Tier};
 use haul::model;
 use haul::yolo::Network;
@@ -66,6 +67,24 @@ fn executors(network: &Network) -> Vec<(String, Run)> {
     all
 }
 
+/// The network as candle's operation, on every tier that computes in f32 here: its head for planes
+/// of 0..=1, as rows of all anchors.
+type Operate = Box<dyn Fn(&[f32], usize, usize) -> Vec<f32>>;
+fn operations(network: &Network) -> Vec<(Tier, Operate)> {
+    let f32s = Tier::ALL.into_iter().filter(|tier| tier.numeric_class().starts_with("f32"));
+    let quick = f32s.filter(|&tier| Cpu::get().has(tier) && tier != Tier::Reference);
+    let operation = |tier| {
+        let op = Fused::new(network, tier).unwrap().custom_op();
+        let run: Operate = Box::new(move |planes: &[f32], width, height| {
+            let image = Tensor::from_slice(planes, (1, 3, height, width), &Device::Cpu).unwrap();
+            let head = image.apply_op1_no_bwd(&op).unwrap();
+            head.flatten_all().unwrap().to_vec1().unwrap()
+        });
+        (tier, run)
+    };
+    quick.map(operation).collect()
+}
+
 /// Compares everything a golden file holds, on every executor.
 fn compare(what: &str, scale: &Scale, bytes: &[u8], (width, height): (usize, usize)) {
     let golden = SafeTensors::deserialize(bytes).unwrap();
@@ -95,6 +114,25 @@ fn compare(what: &str, scale: &Scale, bytes: &[u8], (width, height): (usize, usi
             assert!(*error <= CLOSE, "{what} {executor} {name}: {error:.1e}");
         }
     }
+    let (boxes, scores) = (floats(&golden, "out.1.boxes"), floats(&golden, "out.1.scores"));
+    let network = scale.network();
+    let planes = input(height, width);
+    let reference = Candle::new(&network).unwrap().head(planes.clone(), width, height).unwrap();
+    for (tier, run) in operations(&network) {
+        let head = run(&planes, width, height);
+        assert_eq!(head.len(), boxes.len() + scores.len());
+        let (ours_boxes, ours_scores) = head.split_at(boxes.len());
+        for (name, ours, theirs) in [
+            ("boxes", ours_boxes, boxes.as_slice()),
+            ("scores", ours_scores, &scores),
+            ("boxes, candle", ours_boxes, &joined(&reference, |l| &l.boxes)),
+            ("scores, candle", ours_scores, &joined(&reference, |l| &l.scores)),
+        ] {
+            let error = relative(ours, theirs);
+            println!("{what} operation {tier} {name}: {error:.1e}");
+            assert!(error <= CLOSE, "{what} operation {tier} {name}: {error:.1e}");
+        }
+    }
 }
 
 #[test]
@@ -121,6 +159,30 @@ fn committed_goldens() {
         seen += 1;
     }
     assert!(seen > 0, "no golden in {}", folder.display());
+}
+
+#[test]
+fn all_anchors_decoded_fast_are_those_decoded_exactly() {
+    let scale = Scale { widths: vec![16, 16, 16, 32, 32], depths: vec![1; 8], classes: 19 };
+    let network = scale.network();
+    // Cells that are no multiple of 16, on two of three levels.
+    let (width, height) = (96, 160);
+    let rgb: Vec<u8> = (0..3 * width * height).map(|i| (i * 7 % 251) as u8).collect();
+    let planes: Vec<f32> =
+        (0..3).flat_map(|c| rgb[c..].iter().step_by(3).map(|&v| f32::from(v) / 255.0)).collect();
+    for tier in Tier::ALL.into_iter().filter(|&tier| Cpu::get().has(tier)) {
+        let mut worker = Fused::new(&network, tier).unwrap().fused_worker().unwrap();
+        let mut dense = Dense::default();
+        for _ in 0..2 {
+            worker.dense(Input { width, height, rgb: &rgb }, &mut dense).unwrap();
+        }
+        let exact = worker.head(&planes, width, height).unwrap().view().dense();
+        assert_eq!(dense.output.len(), exact.len());
+        let worst = dense.output.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        // The picture's bytes are exact in either form; in bf16 the scaled planes are not.
+        let allowed = if tier.numeric_class().starts_with("f32") { 1e-3 } else { 0.5 };
+        assert!(worst <= allowed, "{tier}: {worst:.1e}");
+    }
 }
 
 #[test]
@@ -263,9 +325,21 @@ fn real_weights() {
             assert!(box_error <= CLOSE && score_error <= CLOSE && worst <= 1e-4);
         }
 
-        // The hot path gives the same numbers, and some detections in the end.
         let engine = Candle::new(&model.network).unwrap();
-        let ours = engine.head(planes, width, height).unwrap().view().dense();
+        let reference = engine.head(planes.clone(), width, height).unwrap();
+        for (tier, run) in operations(&model.network) {
+            let head = run(&planes, width, height);
+            let (boxes, scores) = head.split_at(4 * 16 * head.len() / (4 * 16 + 80));
+            let errors = [
+                relative(boxes, &joined(&reference, |l| &l.boxes)),
+                relative(scores, &joined(&reference, |l| &l.scores)),
+            ];
+            println!("{id} operation {tier}: {:.1e} {:.1e}", errors[0], errors[1]);
+            assert!(errors.iter().all(|&error| error <= CLOSE), "{id} operation {tier}");
+        }
+
+        // The hot path gives the same numbers, and some detections in the end.
+        let ours = reference.view().dense();
         let anchors = ours.len() / 84;
         let mut found = Vec::new();
         let input = Input { width, height, rgb: &rgb };
@@ -318,7 +392,7 @@ fn other_tasks_are_refused_by_name() {
 }
 
 /// Not a test: `cargo test --release --test parity -- --ignored --nocapture` says what one picture
-/// costs on one core, the tiers in turn.
+/// costs, tiers and schedules in turn.
 #[test]
 #[ignore = "a measurement"]
 fn time_one_picture() {
@@ -326,12 +400,28 @@ fn time_one_picture() {
     let model = model::read(&data.join("weights/yolov8n.pt")).unwrap();
     let (width, height) = (640, 640);
     let rgb: Vec<u8> = (0..3 * width * height).map(|i| (i * 7 % 251) as u8).collect();
-    let tiers = [Tier::Avx512Bf16, Tier::Avx512, Tier::Avx2];
-    let mut workers: Vec<_> = tiers
-        .into_iter()
-        .filter(|&tier| Cpu::get().has(tier))
-        .map(|tier| (tier, Fused::new(&model.network, tier).unwrap().worker().unwrap(), Vec::new()))
-        .collect();
+    let whole = Strips { up_to_stride: 0, ..Strips::default() };
+    let rows = |rows| Strips { rows: Some(rows), ..Strips::default() };
+    let schedules = [
+        ("", Strips::default()),
+        (", no strips", whole),
+        (", strips of 32 rows", rows(32)),
+        (", strips of 128 rows", rows(128)),
+        (", strips to stride 16", Strips { up_to_stride: 16, ..Strips::default() }),
+    ];
+    let mut workers = Vec::new();
+    for tier in [Tier::Avx512Bf16, Tier::Avx512, Tier::Avx2] {
+        if !Cpu::get().has(tier) {
+            continue;
+        }
+        for (name, strips) in schedules {
+            let engine = Fused::with_strips(&model.network, tier, strips).unwrap();
+            workers.push((format!("{tier}{name}"), engine.fused_worker().unwrap(), Vec::new()));
+        }
+        let engine = Fused::new(&model.network, tier).unwrap();
+        let two = engine.team_worker(2.try_into().unwrap()).unwrap();
+        workers.push((format!("{tier} on two cores"), two, Vec::new()));
+    }
     let mut found = Vec::new();
     for _ in 0..30 {
         for (_, worker, times) in &mut workers {

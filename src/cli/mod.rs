@@ -1,6 +1,8 @@
 //! The command line: one file per command. Structs here are syntax; every check is `job`'s.
 
+mod bench;
 mod completions;
+mod doctor;
 mod export;
 mod model;
 mod plan;
@@ -44,6 +46,8 @@ enum Command {
     Export(export::Export),
     #[command(subcommand)]
     Model(model::ModelCommand),
+    Doctor(doctor::Doctor),
+    Bench(bench::Bench),
     Completions(completions::Completions),
 }
 
@@ -61,6 +65,8 @@ impl Cli {
             Command::Verify(verify) => verify.execute(),
             Command::Export(export) => export.execute(),
             Command::Model(model) => model.execute(),
+            Command::Doctor(doctor) => doctor.execute(),
+            Command::Bench(bench) => bench.execute(),
             Command::Completions(completions) => completions.execute(),
         }
     }

@@ -230,8 +230,14 @@ mod tests {
     use super::*;
 
     fn cpu(level: usize, bf16_is_fast: bool) -> Cpu {
-        let base = Cpu { brand: "a CPU".into(), ..Cpu::default() };
-        Cpu { avx2: level > 0, avx512: level > 1, avx512_bf16: level > 2, bf16_is_fast, ..base }
+        Cpu {
+            brand: "a CPU".into(),
+            avx2: level > 0,
+            avx512: level > 1,
+            avx512_bf16: level > 2,
+            amx: level > 3,
+            bf16_is_fast,
+        }
     }
 
     fn picked(cpu: &Cpu, precision: Precision, class: Option<&str>) -> Result<Tier, String> {
@@ -246,6 +252,9 @@ mod tests {
             (cpu(1, false), Auto, Tier::Avx2),
             (cpu(2, true), Auto, Tier::Avx512),
             (cpu(3, true), Auto, Tier::Avx512Bf16),
+            (cpu(4, false), Auto, Tier::Amx),
+            (cpu(4, false), Bf16, Tier::Amx),
+            (cpu(4, false), F32, Tier::Avx512),
             // Slow bf16 is for those who ask for it.
             (cpu(3, false), Auto, Tier::Avx512),
             (cpu(3, false), Bf16, Tier::Avx512Bf16),
@@ -271,6 +280,8 @@ mod tests {
         );
         let error = picked(&cpu(1, false), Precision::Auto, Some("bf16-avx512")).unwrap_err();
         assert!(error.contains("`bf16-avx512`") && error.contains("f32, f32-portable"), "{error}");
+        let tiles = picked(&cpu(4, false), Precision::Auto, Some("bf16-avx512"));
+        assert_eq!(tiles, Ok(Tier::Avx512Bf16), "a class is a class, also where tiles are faster");
         // Another precision than the job's is for the fingerprint to refuse, by name.
         assert_eq!(picked(&best, Precision::F32, Some("bf16-avx512")), Ok(Tier::Avx512));
         assert_eq!(picked(&best, Precision::Bf16, Some("f32")), Ok(Tier::Avx512Bf16));

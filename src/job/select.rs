@@ -1,5 +1,8 @@
 //! Which names are planned, by name alone.
 
+use std::ffi::OsStr;
+use std::path::Path;
+
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use super::exit::JobError;
@@ -9,6 +12,16 @@ use crate::store::{Key, Select, Skip};
 /// Suffixes of pictures, in lower case.
 const SUFFIXES: [&str; 10] =
     ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif"];
+
+fn is_picture(suffix: &OsStr) -> bool {
+    SUFFIXES.contains(&suffix.to_string_lossy().to_lowercase().as_str())
+}
+
+/// Whether a name ends like a picture's.
+#[must_use]
+pub fn is_picture_name(path: &Path) -> bool {
+    path.extension().is_some_and(is_picture)
+}
 
 /// The rule of a job: a picture's suffix, not hidden; `--exclude` wins over `--include`.
 #[derive(Debug)]
@@ -59,8 +72,7 @@ impl Select for Names {
             None if included == Some(true) => Ok(()),
             None => Err(Skip::NoSuffix),
             Some(suffix) => {
-                let suffix = suffix.to_string_lossy().to_lowercase();
-                if !SUFFIXES.contains(&suffix.as_str()) {
+                if !is_picture(suffix) {
                     Err(Skip::Foreign)
                 } else if included == Some(false) {
                     Err(Skip::NotIncluded)

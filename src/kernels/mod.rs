@@ -17,13 +17,16 @@
 //! `reference` agree bit for bit.
 
 mod cpu;
+pub mod dense;
 mod mapped;
 pub mod math;
 mod memory;
+mod peak;
 mod portable;
 mod reference;
 mod table;
 pub mod task;
+mod team;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -32,4 +35,6 @@ mod x86;
 pub use cpu::{Cpu, Tier};
 pub use mapped::Mapped;
 pub use memory::{ALIGN, Memory};
+pub use peak::peak;
 pub use table::Kernels;
+pub use team::Team;

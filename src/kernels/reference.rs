@@ -1,5 +1,7 @@
 //! One number at a time, as plainly as can be: what the other kernels are held to.
 
+#![allow(clippy::needless_range_loop, reason = "indices are what the formulas are written in")]
+
 use super::math::{from_bf16, silu, silu_coarse, to_bf16};
 use super::task::{Activation, Conv, Element, Pool, Store, Winograd, weight_index};
 

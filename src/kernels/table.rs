@@ -1,11 +1,16 @@
 //! One tier's kernels behind checks, so that calling them is safe.
 
+use std::ops::Range;
+
 use super::cpu::{Cpu, Tier};
 use super::math::to_bf16;
 use super::memory::{ALIGN, Memory};
 use super::portable;
 use super::reference::{self, View};
 use super::task::{Block, Conv, Element, KStep, Place, Pool, Store, Winograd};
+use super::team::{Share, Team};
+#[cfg(target_arch = "x86_64")]
+use super::x86;
 
 /// The kernels of one tier.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +37,7 @@ impl Kernels {
         #[cfg(target_arch = "x86_64")]
         if self.tier == Tier::Amx {
             // SAFETY: `new` saw the feature.
-            unsafe { super::x86::amx::release() };
+            unsafe { x86::amx::release() };
         }
     }
 
@@ -43,35 +48,58 @@ impl Kernels {
     pub fn conv(&self, arena: &mut Memory, packed: &[u8], task: &Conv<'_>) {
         check(arena.len(), packed, task, self.tier);
         match self.tier {
-            // SAFETY: `new` saw the features, and `check` every offset.
-            #[cfg(target_arch = "x86_64")]
-            Tier::Amx => unsafe {
-                super::x86::amx::conv(arena.pointer(), packed.as_ptr(), task);
-            },
-            // SAFETY: `new` saw the features, and `check` every offset.
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 => unsafe {
-                super::x86::avx512::f32::conv(arena.pointer(), packed.as_ptr(), task);
-            },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx512Bf16 => unsafe {
-                super::x86::avx512::bf16::conv(arena.pointer(), packed.as_ptr(), task);
-            },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx2 => unsafe {
-                super::x86::avx2::conv(arena.pointer(), packed.as_ptr(), task);
-            },
             Tier::Portable => portable::conv(arena.floats_mut(), floats(packed), task),
-            _ => {
+            Tier::Reference => {
                 let (element, tiled) = (self.tier.element(), self.tier.has_tiles());
-                reference::conv(
-                    &mut View { bytes: arena.bytes_mut(), element },
-                    packed,
-                    tiled,
-                    task,
-                );
+                let mut view = View { bytes: arena.bytes_mut(), element };
+                reference::conv(&mut view, packed, tiled, task);
+            }
+            // SAFETY: every offset was checked, and nobody else has the arena.
+            #[cfg(target_arch = "x86_64")]
+            _ => unsafe { self.conv_share(arena.pointer(), packed.as_ptr(), task, &Share::ALL) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("{} kernels elsewhere than on x86-64. This is a bug.", self.tier),
+        }
+    }
+
+    /// The same by all threads of `team` together, to the same bits. (The portable tiers leave it
+    /// to the one that calls.)
+    ///
+    /// # Panics
+    /// As [`Kernels::conv`], and when what is written overlaps what is read or written besides.
+    pub fn conv_team(&self, team: &mut Team, arena: &mut Memory, packed: &[u8], task: &Conv<'_>) {
+        if matches!(self.tier, Tier::Portable | Tier::Reference) {
+            return self.conv(arena, packed, task);
+        }
+        check(arena.len(), packed, task, self.tier);
+        let size = self.tier.element().bytes();
+        let input = |k: &KStep| span(&k.from, task.rows, task.width, k.count * size);
+        check_disjoint(task.ksteps.iter().map(input), task, size);
+        #[cfg(target_arch = "x86_64")]
+        {
+            let (arena, packed) = (Pointer(arena.pointer()), Pointer(packed.as_ptr().cast_mut()));
+            let (threads, blocks, rows) = (team.threads(), task.blocks.len(), task.rows);
+            team.run(&|index| {
+                let share = Share::of(index, threads, blocks, rows);
+                // SAFETY: every offset was checked; what a share writes, no other reads or writes.
+                unsafe { self.conv_share(arena.get(), packed.get(), task, &share) };
+            });
+        }
+    }
+
+    /// # Safety
+    /// `task` was checked for this memory; no other thread reads what the share writes, nor writes
+    /// what it reads or writes.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn conv_share(&self, arena: *mut u8, packed: *const u8, task: &Conv<'_>, share: &Share) {
+        // SAFETY: `new` saw the features; the rest is the caller's promise.
+        unsafe {
+            match self.tier {
+                Tier::Amx => x86::amx::conv(arena, packed, task, share),
+                Tier::Avx512 => x86::avx512::f32::conv(arena, packed, task, share),
+                Tier::Avx512Bf16 => x86::avx512::bf16::conv(arena, packed, task, share),
+                Tier::Avx2 => x86::avx2::conv(arena, packed, task, share),
+                Tier::Portable | Tier::Reference => {}
             }
         }
     }
@@ -104,21 +132,74 @@ impl Kernels {
         scratch: &mut Memory,
         task: &Winograd<'_>,
     ) {
-        check_winograd(arena.len(), packed, scratch, task);
+        check_winograd(arena.len(), packed, scratch, task, 1);
         match self.tier {
-            // SAFETY: `new` saw the features, and `check_winograd` every offset.
+            // SAFETY: every offset was checked, and nobody else has the memory.
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 => unsafe {
+            Tier::Avx512 | Tier::Avx2 => unsafe {
                 let scratch = scratch.pointer().cast();
-                super::x86::winograd::wide::conv(arena.pointer(), packed.as_ptr(), scratch, task);
-            },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Tier::Avx2 => unsafe {
-                let scratch = scratch.pointer().cast();
-                super::x86::winograd::narrow::conv(arena.pointer(), packed.as_ptr(), scratch, task);
+                let packed = packed.as_ptr();
+                self.winograd_share(arena.pointer(), packed, scratch, task, &Share::ALL);
             },
             _ => self.winograd_reference(arena, packed, task),
+        }
+    }
+
+    /// The same by all threads of `team` together, to the same bits; `scratch` holds
+    /// [`Winograd::scratch`] f32 for each.
+    ///
+    /// # Panics
+    /// As [`Kernels::winograd`], and when what is written overlaps what is read or written besides.
+    pub fn winograd_team(
+        &self,
+        team: &mut Team,
+        arena: &mut Memory,
+        packed: &[u8],
+        scratch: &mut Memory,
+        task: &Winograd<'_>,
+    ) {
+        if self.tier == Tier::Reference {
+            return self.winograd(arena, packed, scratch, task);
+        }
+        let each = check_winograd(arena.len(), packed, scratch, task, team.threads());
+        let (rows, columns) = reach(task);
+        let input = |k: &KStep| span(&k.from, rows, columns, k.count * 4);
+        check_disjoint(task.planes.iter().map(input), &as_conv(task), 4);
+        #[cfg(target_arch = "x86_64")]
+        {
+            let (arena, packed) = (Pointer(arena.pointer()), Pointer(packed.as_ptr().cast_mut()));
+            let scratch = Pointer(scratch.pointer());
+            let (threads, blocks) = (team.threads(), task.blocks.len());
+            team.run(&|index| {
+                let share = Share::of(index, threads, blocks, task.rows.div_ceil(2));
+                // SAFETY: every offset was checked; what a share writes, no other reads or writes,
+                // and each has its own part of the scratch memory.
+                unsafe {
+                    let scratch = scratch.get().cast::<f32>().add(index * each);
+                    self.winograd_share(arena.get(), packed.get(), scratch, task, &share);
+                }
+            });
+        }
+    }
+
+    /// # Safety
+    /// As [`Kernels::conv_share`]; nobody else uses `scratch`.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn winograd_share(
+        &self,
+        arena: *mut u8,
+        packed: *const u8,
+        scratch: *mut f32,
+        task: &Winograd<'_>,
+        share: &Share,
+    ) {
+        // SAFETY: `new` saw the features; the rest is the caller's promise.
+        unsafe {
+            match self.tier {
+                Tier::Avx512 => x86::winograd::wide::conv(arena, packed, scratch, task, share),
+                Tier::Avx2 => x86::winograd::narrow::conv(arena, packed, scratch, task, share),
+                _ => unreachable!("Winograd on {}. This is a bug.", self.tier),
+            }
         }
     }
 
@@ -301,9 +382,9 @@ fn check(arena: usize, packed: &[u8], task: &Conv<'_>, tier: Tier) {
     }
 }
 
-/// Everything the Winograd kernels rely on.
-fn check_winograd(arena: usize, packed: &[u8], scratch: &Memory, task: &Winograd<'_>) {
-    let as_conv = Conv {
+/// What a task by Winograd's scheme writes, and reads besides its input, as a plain one.
+fn as_conv<'a>(task: &Winograd<'a>) -> Conv<'a> {
+    Conv {
         ksteps: &[],
         blocks: task.blocks,
         rows: task.rows,
@@ -311,9 +392,25 @@ fn check_winograd(arena: usize, packed: &[u8], scratch: &Memory, task: &Winograd
         odd: false,
         act: task.act,
         store: Store::Element,
-    };
-    check(arena, packed, &as_conv, Tier::Reference);
-    let (rows, columns) = (task.rows.next_multiple_of(2) + 2, task.width.next_multiple_of(2) + 2);
+    }
+}
+
+/// Rows and pixels that Winograd's scheme reads: whole tiles, and two more.
+fn reach(task: &Winograd<'_>) -> (usize, usize) {
+    let even = |n: usize| n.saturating_add(n % 2).saturating_add(2);
+    (even(task.rows), even(task.width))
+}
+
+/// Everything the Winograd kernels rely on; gives the scratch memory of each thread, in f32.
+fn check_winograd(
+    arena: usize,
+    packed: &[u8],
+    scratch: &Memory,
+    task: &Winograd<'_>,
+    threads: usize,
+) -> usize {
+    check(arena, packed, &as_conv(task), Tier::Reference);
+    let (rows, columns) = reach(task);
     let mut channels = 0;
     for plane in task.planes {
         let KStep { from, count } = plane;
@@ -334,7 +431,67 @@ fn check_winograd(arena: usize, packed: &[u8], scratch: &Memory, task: &Winograd
             "{block:?} leaves the packed weights. This is a bug."
         );
     }
-    assert!(scratch.floats().len() >= Winograd::scratch(channels), "scratch. This is a bug.");
+    let each = Winograd::scratch(channels);
+    assert!(scratch.floats().len() >= threads * each, "too little scratch memory. This is a bug.");
+    each
+}
+
+/// The bytes that `place` reaches.
+fn span(place: &Place, rows: usize, width: usize, bytes: usize) -> Range<usize> {
+    place.at..end(place, rows, width, bytes)
+}
+
+/// What several threads at once rely on: nothing that is written is read, or written twice.
+/// `size` is that of an activation.
+fn check_disjoint(input: impl Iterator<Item = Range<usize>>, task: &Conv<'_>, size: usize) {
+    let Conv { rows, width, .. } = *task;
+    let apart = |a: &Range<usize>, b: &Range<usize>| a.end <= b.start || b.end <= a.start;
+    let written = |Block { out, lanes, .. }: &Block| match task.store {
+        Store::Element => lanes * size,
+        Store::F32 => lanes * 4,
+        Store::F32Twice => lanes * 4 + out.px / 2,
+    };
+    // A row is whole before the next begins, and a pixel before the next.
+    for block in task.blocks {
+        let (out, bytes) = (&block.out, written(block));
+        let row = width.saturating_sub(1).saturating_mul(out.px).saturating_add(bytes);
+        assert!(out.row >= row && out.px >= bytes, "{out:?} overlaps itself. This is a bug.");
+    }
+    let outputs = |block: &Block| span(&block.out, rows, width, written(block));
+    for (index, block) in task.blocks.iter().enumerate() {
+        let mine = outputs(block);
+        let others = task.blocks.iter().enumerate().filter(|&(other, _)| other != index);
+        let fine = others.map(|(_, other)| other).all(|other| apart(&mine, &outputs(other)));
+        assert!(fine, "two blocks write one place. This is a bug.");
+        for Block { residual, init, lanes, .. } in task.blocks {
+            let residual = residual.map(|place| span(&place, rows, width, lanes * size));
+            // Two rows share one of these.
+            let shared = (rows + usize::from(task.odd)).div_ceil(2);
+            let init = init.map(|place| span(&place, shared, width, lanes * 4));
+            let fine = residual.iter().chain(&init).all(|read| apart(&mine, read));
+            assert!(fine, "a block writes what another one reads. This is a bug.");
+        }
+    }
+    for read in input {
+        let fine = task.blocks.iter().all(|block| apart(&outputs(block), &read));
+        assert!(fine, "a convolution writes its own input. This is a bug.");
+    }
+}
+
+/// A pointer that threads of a team share.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+struct Pointer(*mut u8);
+
+// SAFETY: it is only used where shares of checked tasks keep threads apart.
+#[cfg(target_arch = "x86_64")]
+unsafe impl Sync for Pointer {}
+
+#[cfg(target_arch = "x86_64")]
+impl Pointer {
+    fn get(&self) -> *mut u8 {
+        self.0
+    }
 }
 
 #[inline(always)]

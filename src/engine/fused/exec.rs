@@ -5,7 +5,7 @@ use super::lower::{Conv, Id, Kind, Net, Op};
 use super::pack::Packed;
 use super::plan::{Layout, Plan, Step};
 use crate::kernels::task::{Block, Conv as Task, KStep, Place, Pool, Store, Winograd};
-use crate::kernels::{Kernels, Memory};
+use crate::kernels::{Kernels, Memory, Team};
 
 /// The picture, in either form.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +20,14 @@ impl<'a> From<Input<'a>> for Source<'a> {
     fn from(input: Input<'a>) -> Self {
         Source::Rgb(input.rgb)
     }
+}
+
+/// What a program runs with.
+#[derive(Clone, Copy)]
+pub(super) struct Machine<'a> {
+    pub(super) net: &'a Net,
+    pub(super) kernels: &'a Kernels,
+    pub(super) weights: &'a [u8],
 }
 
 /// A plan with everything resolved that does not change from strip to strip.
@@ -63,6 +71,8 @@ struct BoundBlock {
 /// What one thread works in: an arena, and lists that are filled anew for each step.
 pub(super) struct Scratch {
     pub(super) arena: Memory,
+    /// Who helps.
+    team: Option<Team>,
     /// Between the stages of Winograd's scheme.
     transformed: Memory,
     origins: Vec<isize>,
@@ -75,9 +85,11 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub(super) fn new() -> std::io::Result<Self> {
+    /// For one thread, or for a team's leader.
+    pub(super) fn new(team: Option<Team>) -> std::io::Result<Self> {
         Ok(Scratch {
             arena: Memory::new(1)?,
+            team,
             transformed: Memory::new(1)?,
             origins: Vec::new(),
             ksteps: Vec::new(),
@@ -86,6 +98,15 @@ impl Scratch {
             planes: Vec::new(),
             hits: Vec::new(),
         })
+    }
+}
+
+#[cfg(test)]
+impl Scratch {
+    /// Fills all memory with NaN.
+    pub(super) fn poison(&mut self) {
+        self.arena.bytes_mut().fill(0xFF);
+        self.transformed.bytes_mut().fill(0xFF);
     }
 }
 
@@ -115,19 +136,19 @@ impl Program {
     /// Runs the network on `source`; cells whose best class logit is below `floor` are not noted.
     pub(super) fn run(
         &self,
-        net: &Net,
-        kernels: &Kernels,
-        weights: &[u8],
+        machine: Machine<'_>,
         source: Source<'_>,
         floor: f32,
         scratch: &mut Scratch,
         observer: &mut impl Observer,
     ) -> std::io::Result<()> {
+        let Machine { net, kernels, .. } = machine;
         if scratch.arena.len() < self.plan.bytes {
             scratch.arena = Memory::new(self.plan.bytes)?;
         }
-        if scratch.transformed.len() < self.plan.scratch {
-            scratch.transformed = Memory::new(self.plan.scratch)?;
+        let threads = scratch.team.as_ref().map_or(1, Team::threads);
+        if scratch.transformed.len() < threads * self.plan.scratch {
+            scratch.transformed = Memory::new(threads * self.plan.scratch)?;
         }
         scratch.origins.clear();
         scratch.origins.resize(net.tensors.len(), -1);
@@ -143,7 +164,7 @@ impl Program {
                         self.convert(*tensor, kernels, source, from..to, scratch);
                     }
                     Op::Conv(conv) => {
-                        self.conv(net, kernels, weights, conv, op, from..to, scratch);
+                        self.conv(machine, conv, op, from..to, scratch);
                     }
                     Op::Pool { from: input, to: output } => {
                         self.pool(net, kernels, (*input, *output), from..to, scratch);
@@ -243,15 +264,13 @@ impl Program {
 
     fn conv(
         &self,
-        net: &Net,
-        kernels: &Kernels,
-        weights: &[u8],
+        Machine { net, kernels, weights }: Machine<'_>,
         conv: &Conv,
         op: usize,
         rows: std::ops::Range<usize>,
         scratch: &mut Scratch,
     ) {
-        let Scratch { arena, transformed, origins, ksteps, blocks, .. } = scratch;
+        let Scratch { arena, transformed, origins, ksteps, blocks, team, .. } = scratch;
         let bound = &self.bound[op];
         let place = |relative: &Relative, row: usize| {
             let rows = row as isize - origins[relative.tensor];
@@ -276,7 +295,10 @@ impl Program {
             let width = self.plan.layouts[conv.parts[0].tensor].width;
             let (rows, act) = (rows.len(), conv.act);
             let task = Winograd { planes: ksteps, blocks, rows, width, act };
-            kernels.winograd(arena, weights, transformed, &task);
+            match team {
+                None => kernels.winograd(arena, weights, transformed, &task),
+                Some(team) => kernels.winograd_team(team, arena, weights, transformed, &task),
+            }
             return;
         }
         let out = conv.parts[0].tensor;
@@ -294,7 +316,10 @@ impl Program {
             act: conv.act,
             store,
         };
-        kernels.conv(arena, weights, &task);
+        match team {
+            None => kernels.conv(arena, weights, &task),
+            Some(team) => kernels.conv_team(team, arena, weights, &task),
+        }
     }
 
     fn pool(

@@ -95,8 +95,6 @@ pub(super) struct Conv {
     pub(super) name: String,
     pub(super) kernel: usize,
     pub(super) stride: usize,
-    /// Stride of its output in pixels of the picture.
-    pub(super) scale: usize,
     pub(super) act: Activation,
     pub(super) terms: Vec<Term>,
     pub(super) parts: Vec<Part>,
@@ -354,11 +352,11 @@ impl Lowering<'_> {
                 && !piece.up
                 && !residual.up
                 && kinds == [Kind::Activation; 2];
-            if let (true, Some(Op::Conv(conv))) = (fits, self.net.ops.get_mut(at)) {
-                if let [part] = conv.parts.as_mut_slice() {
-                    part.residual = Some(residual.tensor);
-                    return Ok(vec![*piece]);
-                }
+            if let (true, Some(Op::Conv(conv))) = (fits, self.net.ops.get_mut(at))
+                && let [part] = conv.parts.as_mut_slice()
+            {
+                part.residual = Some(residual.tensor);
+                return Ok(vec![*piece]);
             }
         }
         Err(self.unsupported(node))
@@ -405,7 +403,6 @@ impl Lowering<'_> {
             name: conv.name.clone(),
             kernel: conv.kernel,
             stride: conv.stride,
-            scale: stride,
             act: Activation::None,
             terms,
             parts: Vec::new(),
@@ -418,8 +415,7 @@ impl Lowering<'_> {
             let parts = make(self, Kind::Sums, 2 * stride);
             inits = parts.iter().map(|part| part.tensor).collect();
             let name = format!("{} (low)", conv.name);
-            let scale = 2 * stride;
-            self.net.ops.push(Op::Conv(Conv { name, scale, terms: low, parts, ..base.clone() }));
+            self.net.ops.push(Op::Conv(Conv { name, terms: low, parts, ..base.clone() }));
         }
         let is_head = self.graph.outputs.iter().any(|o| o.boxes == node || o.scores == node);
         let kind = if is_head { Kind::Logits } else { Kind::Activation };

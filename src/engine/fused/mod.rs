@@ -10,27 +10,34 @@
 //!
 //! The hot path is [`Worker::run`]: bytes of a picture in, candidates out, nothing allocated.
 
+mod custom_op;
+mod dense;
 mod exec;
 mod lower;
 mod pack;
 mod plan;
+mod profile;
 #[cfg(test)]
 mod tests;
 mod weights;
 mod worker;
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::api::{Engine, EngineError, Worker};
-use crate::kernels::{Kernels, Tier};
+use crate::kernels::{Kernels, Team, Tier};
 use crate::yolo::{Graph, Network};
 use exec::Program;
 use lower::Net;
 use pack::Index;
 use weights::Weights;
 
+pub use custom_op::HeadOp;
+pub use dense::Dense;
 pub use plan::Strips;
+pub use profile::{Layer, Profile};
 pub use weights::{PackedFile, Packing, form, packed};
 pub use worker::FusedWorker;
 
@@ -105,7 +112,21 @@ impl Fused {
     /// # Errors
     /// When its memory cannot be had.
     pub fn fused_worker(&self) -> Result<FusedWorker, EngineError> {
-        FusedWorker::new(self.shared.clone())
+        FusedWorker::new(self.shared.clone(), None)
+    }
+
+    /// A worker that has `threads` threads work on one picture at a time, each convolution divided
+    /// among them: for the shortest time per picture, where there is only one. The results are the
+    /// same bits.
+    ///
+    /// # Errors
+    /// When its memory or threads cannot be had.
+    pub fn team_worker(&self, threads: NonZeroUsize) -> Result<FusedWorker, EngineError> {
+        let team = Team::new(threads).map_err(|source| EngineError::Execute {
+            step: "starting threads".into(),
+            source: Box::new(source),
+        })?;
+        FusedWorker::new(self.shared.clone(), Some(team))
     }
 
     /// The kernels it runs on.

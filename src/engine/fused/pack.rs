@@ -177,9 +177,10 @@ impl Source<'_> {
                     let g = &kernel[lane * fan + (step.first + c) * 9..][..9];
                     let row = |y: usize| [0, 1, 2].map(|x| f64::from(g[3 * y + x]));
                     let across = [0, 1, 2].map(|y| transform(row(y)));
-                    for x in 0..4 {
-                        let down = transform([0, 1, 2].map(|y| across[y][x]));
-                        for (y, u) in down.into_iter().enumerate() {
+                    for (x, column) in
+                        [0, 1, 2, 3].map(|x| across.map(|row| row[x])).into_iter().enumerate()
+                    {
+                        for (y, u) in transform(column).into_iter().enumerate() {
                             transformed[4 * y + x][lane] = u as f32;
                         }
                     }

@@ -5,27 +5,28 @@ use std::sync::Arc;
 use super::super::api::{EngineError, Input, Worker};
 use super::super::head::{RawHead, RawLevel};
 use super::Shared;
-use super::exec::{Observer, Program, Scratch, Source};
+use super::exec::{Machine, Observer, Program, Scratch, Source};
+use crate::kernels::Team;
 use crate::yolo::{Candidate, Cell, logit_floor};
 
 /// A worker: an arena, and the plans it has used.
 pub struct FusedWorker {
-    shared: Arc<Shared>,
-    scratch: Scratch,
+    pub(super) shared: Arc<Shared>,
+    pub(super) scratch: Scratch,
     /// The plan of the last picture; most have one size.
     program: Option<Arc<Program>>,
-    boxes: Vec<f32>,
-    scores: Vec<f32>,
+    pub(super) boxes: Vec<f32>,
+    pub(super) scores: Vec<f32>,
 }
 
 impl FusedWorker {
-    pub(super) fn new(shared: Arc<Shared>) -> Result<Self, EngineError> {
-        let scratch = Scratch::new().map_err(memory)?;
+    pub(super) fn new(shared: Arc<Shared>, team: Option<Team>) -> Result<Self, EngineError> {
+        let scratch = Scratch::new(team).map_err(memory)?;
         let (boxes, scores) = (vec![0.0; 4 * shared.net.reg_max], vec![0.0; shared.net.classes]);
         Ok(FusedWorker { shared, scratch, program: None, boxes, scores })
     }
 
-    fn execute(
+    pub(super) fn execute(
         &mut self,
         (width, height): (usize, usize),
         source: Source<'_>,
@@ -38,9 +39,8 @@ impl FusedWorker {
             None => self.shared.program(width, height),
         };
         let Shared { net, kernels, weights, .. } = &*self.shared;
-        program
-            .run(net, kernels, weights.bytes(), source, floor, &mut self.scratch, observer)
-            .map_err(memory)?;
+        let machine = Machine { net, kernels, weights: weights.bytes() };
+        program.run(machine, source, floor, &mut self.scratch, observer).map_err(memory)?;
         self.program = Some(program.clone());
         Ok(program)
     }
@@ -48,7 +48,7 @@ impl FusedWorker {
     /// Fills all memory with NaN, so that a test sees whether any of it is read before written.
     #[cfg(test)]
     pub(super) fn poison(&mut self) {
-        self.scratch.arena.bytes_mut().fill(0xFF);
+        self.scratch.poison();
     }
 
     /// Runs the network on planes R, G, B of values 0..=1, each `height` rows of `width`, and

@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::super::task::{Block, Conv, Element, KStep, Store};
-use super::super::{Kernels, Memory, Tier};
+use super::super::{Kernels, Memory, Team, Tier};
 use super::case::{Built, Case};
 use super::tiers;
 
@@ -131,7 +131,7 @@ fn inputs_that_are_no_whole_units() {
     }
     if let Some(kernels) = Kernels::new(Tier::Avx512Bf16) {
         let said = attempt(&case, &kernels, |task| task.ksteps[0].count = 1).unwrap_err();
-        assert!(said.contains("is odd"), "{said}");
+        assert!(said.contains("This is a bug."), "{said}");
         let said = attempt(&case, &kernels, |task| task.ksteps[0].from.at += 1).unwrap_err();
         assert!(said.contains("This is a bug."), "{said}");
     }
@@ -263,6 +263,54 @@ fn more_weights_than_can_be_counted() {
     let ksteps = [step; 64];
     let task = Conv { ksteps: &ksteps, ..empty() };
     assert_eq!(task.weight_bytes(32, Element::F32), usize::MAX);
+}
+
+type Change = fn(&mut Vec<KStep>, &mut Vec<Block>);
+
+/// Threads may share a task only where nobody reads or writes what another one writes.
+#[test]
+fn tasks_that_threads_cannot_share() {
+    let mut team = Team::new(std::num::NonZeroUsize::new(2).unwrap()).unwrap();
+    let mut told = |case: &Case, spoil: Change| {
+        let mut said = Vec::new();
+        for kernels in tiers().filter(|k| !matches!(k.tier(), Tier::Portable | Tier::Reference)) {
+            let mut built = case.build(kernels.tier().element());
+            let Built { arena, packed, ksteps, blocks, .. } = &mut built;
+            spoil(ksteps, blocks);
+            let Case { rows, width, odd, store, act, .. } = *case;
+            let task = Conv { ksteps, blocks, rows, width, odd, store, act };
+            let run = || kernels.conv_team(&mut team, arena, packed.bytes(), &task);
+            said.push(catch_unwind(AssertUnwindSafe(run)).is_err());
+        }
+        said
+    };
+    for store in [Store::Element, Store::F32, Store::F32Twice] {
+        let blocks = vec![32, 16];
+        let case = Case {
+            rows: 3,
+            residual: true,
+            init: true,
+            odd: true,
+            store,
+            blocks,
+            ..Case::default()
+        };
+        let changes: [Change; 8] = [
+            |_, blocks| blocks[0].out.px /= 2,
+            |_, blocks| blocks[0].out.row -= 2 * blocks[0].out.px,
+            |_, blocks| blocks[0].out.row = 0,
+            |_, blocks| blocks[1].out = blocks[0].out,
+            |_, blocks| blocks[1].out.at = blocks[0].out.at + 64,
+            |_, blocks| blocks[1].residual.as_mut().unwrap().at = blocks[0].out.at,
+            |_, blocks| blocks[1].init.as_mut().unwrap().at = blocks[0].out.at,
+            |ksteps, blocks| ksteps[0].from.at = blocks[0].out.at,
+        ];
+        assert!(told(&case, |_, _| ()).iter().all(|&refused| !refused), "{case:?}");
+        for (index, &change) in changes.iter().enumerate() {
+            let refused = told(&case, change).iter().all(|&refused| refused);
+            assert!(refused, "change {index} was taken: {case:?}");
+        }
+    }
 }
 
 fn empty() -> Conv<'static> {

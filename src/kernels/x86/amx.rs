@@ -19,6 +19,7 @@ use std::arch::x86_64::*;
 use std::cell::Cell;
 
 use super::super::task::{Activation, Block, Conv, Place, Store};
+use super::super::team::Share;
 use super::avx512::silu_coarse;
 
 /// Rows of a tile: pixels.
@@ -233,7 +234,7 @@ fn pitch(task: &Conv<'_>) -> Option<usize> {
         .map(|k| k.from)
         .chain(task.blocks.iter().map(|block| block.out))
         .chain(residuals);
-    let of = |place: Place| (place.row % place.px == 0).then_some(place.row / place.px);
+    let of = |place: Place| place.row.is_multiple_of(place.px).then_some(place.row / place.px);
     let first = of(places.next()?)?;
     let same = places.all(|place| of(place) == Some(first));
     let sums = task.blocks.iter().any(|block| block.init.is_some());
@@ -246,20 +247,28 @@ fn pitch(task: &Conv<'_>) -> Option<usize> {
 /// The CPU has AMX-BF16, AVX-512 and AVX512-BF16, this process may use tiles, and every offset of
 /// `task` was checked, inputs and initial sums for 31 pixels beyond the last.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(in super::super) unsafe fn conv(arena: *mut u8, packed: *const u8, task: &Conv<'_>) {
+pub(in super::super) unsafe fn conv(
+    arena: *mut u8,
+    packed: *const u8,
+    task: &Conv<'_>,
+    share: &Share,
+) {
     configure();
     let pitch = pitch(task);
-    let (rows, width) = match pitch {
-        Some(pitch) => (1, (task.rows - 1) * pitch + task.width),
-        None => (task.rows, task.width),
-    };
     let lines: usize = task.ksteps.iter().map(|k| k.count / 32).sum();
     let mut sums = [Sums([0.0; 32 * 32]), Sums([0.0; 32 * 32])];
     let mut turn = 0;
     let mut pending: Option<Pending<'_>> = None;
-    for block in task.blocks {
+    for (index, block) in task.blocks.iter().enumerate() {
         let streamed = lines * 64 * block.lanes > STREAM;
-        for row in 0..rows {
+        let share = share.rows(index, task.rows);
+        let (rows, width) = match pitch {
+            Some(pitch) if !share.is_empty() => {
+                (share.start..share.start + 1, (share.len() - 1) * pitch + task.width)
+            }
+            _ => (share, task.width),
+        };
+        for row in rows {
             for x in (0..width).step_by(2 * ROWS) {
                 let pixels = (width - x).min(2 * ROWS);
                 let at = (row, x, lines);
@@ -314,7 +323,7 @@ pub(in super::super) unsafe fn conv(arena: *mut u8, packed: *const u8, task: &Co
         unsafe { before.advance(arena, task, 2 * ROWS) };
     }
     if let Some(pitch) = pitch {
-        zero_between(arena, task, pitch);
+        zero_between(arena, task, share, pitch);
     }
 }
 
@@ -362,10 +371,11 @@ unsafe fn sum<const MT: usize, const NT: usize, const STREAMED: bool>(
 }
 
 /// Zeroes the pixels between two rows, which must be zero for the next convolution.
-fn zero_between(arena: *mut u8, task: &Conv<'_>, pitch: usize) {
+fn zero_between(arena: *mut u8, task: &Conv<'_>, share: &Share, pitch: usize) {
     let size = if task.store == Store::Element { 2 } else { 4 };
-    for block in task.blocks {
-        for row in 0..task.rows - 1 {
+    for (index, block) in task.blocks.iter().enumerate() {
+        let rows = share.rows(index, task.rows);
+        for row in rows.start..rows.end.saturating_sub(1) {
             for x in task.width..pitch {
                 // SAFETY: between the first and the last pixel of the task's output, all of which
                 // was checked.

@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 
 use super::super::math::{EXP2, LIMIT, NEG_LOG2_E};
 use super::super::task::{Activation, Block, Conv, KStep, Store};
+use super::super::team::Share;
 
 #[inline]
 #[target_feature(enable = "avx2,fma")]
@@ -136,9 +137,14 @@ struct Sums([f32; 6 * 16]);
 /// # Safety
 /// The CPU has AVX2 and FMA, and every offset of `task` was checked.
 #[target_feature(enable = "avx2,fma")]
-pub(in super::super) unsafe fn conv(arena: *mut u8, packed: *const u8, task: &Conv<'_>) {
-    for one in task.blocks {
-        for row in 0..task.rows {
+pub(in super::super) unsafe fn conv(
+    arena: *mut u8,
+    packed: *const u8,
+    task: &Conv<'_>,
+    share: &Share,
+) {
+    for (index, one) in task.blocks.iter().enumerate() {
+        for row in share.rows(index, task.rows) {
             for half in 0..one.lanes / 16 {
                 let mut x = 0;
                 while x < task.width {

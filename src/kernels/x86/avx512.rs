@@ -10,6 +10,7 @@ use std::arch::x86_64::*;
 
 use super::super::math::{EIGHTHS, EXP2, LIMIT, NEG_LOG2_E, TANH, TANH_END};
 use super::super::task::{Activation, Block, Conv, KStep, Store};
+use super::super::team::Share;
 
 /// x · sigmoid(x), operation for operation as [`super::super::math::silu`].
 #[inline]
@@ -113,9 +114,9 @@ macro_rules! tier {
                     }
                 } else {
                     for v in 0..NV {
+                        let from = packed.wrapping_add(block.bias + 64 * v);
                         // SAFETY: the block's biases lie in the packed weights, as checked.
-                        let bias =
-                            unsafe { _mm512_load_ps(packed.add(block.bias + 64 * v).cast()) };
+                        let bias = unsafe { _mm512_load_ps(from.cast()) };
                         for p in 0..PX {
                             acc[p][v] = bias;
                         }
@@ -216,9 +217,10 @@ macro_rules! tier {
                 arena: *mut u8,
                 packed: *const u8,
                 task: &Conv<'_>,
+                share: &Share,
             ) {
-                for one in task.blocks {
-                    for row in 0..task.rows {
+                for (index, one) in task.blocks.iter().enumerate() {
+                    for row in share.rows(index, task.rows) {
                         let mut x = 0;
                         while x < task.width {
                             let left = task.width - x;
@@ -269,7 +271,9 @@ tier!(
     silu_coarse,
     |acc, a: __m512, w: __m512| {
         // SAFETY: the same 512 bits, read as 32 bf16.
-        let (a, w) = unsafe { (std::mem::transmute(a), std::mem::transmute(w)) };
+        let (a, w) = unsafe {
+            (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(w))
+        };
         _mm512_dpbf16_ps(acc, a, w)
     },
     |to: *mut u8, v: usize, y| {
@@ -296,9 +300,12 @@ pub(super) unsafe fn gemm(
     macro_rules! tiles {
         ($($tiles:literal)*) => {
             match (tiles, lanes) {
-                // SAFETY: the caller's.
-                $(($tiles, 32) => unsafe { positions::<$tiles, 2>(planes, v, u, m) },
-                ($tiles, _) => unsafe { positions::<$tiles, 1>(planes, v, u, m) },)*
+                $(
+                    // SAFETY: the caller's.
+                    ($tiles, 32) => unsafe { positions::<$tiles, 2>(planes, v, u, m) },
+                    // SAFETY: the caller's.
+                    ($tiles, _) => unsafe { positions::<$tiles, 1>(planes, v, u, m) },
+                )*
                 _ => unreachable!("a chunk of {tiles} tiles. This is a bug."),
             }
         };

@@ -14,6 +14,7 @@
 use std::arch::x86_64::*;
 
 use super::super::task::{Activation, Winograd};
+use super::super::team::Share;
 
 macro_rules! winograd {
     (
@@ -36,9 +37,10 @@ macro_rules! winograd {
             ) {
                 // One column after the other: down first, and across from the last four.
                 let down = |x: usize, c: usize| -> [$Vector; 4] {
-                    // SAFETY: rows 0..4 and columns 0..2 · tiles + 2 of the input were checked.
-                    let d =
-                        [0, 1, 2, 3].map(|y| unsafe { $load(from.add(y * line + x * lanes + c)) });
+                    let d = [0, 1, 2, 3].map(|y| {
+                        // SAFETY: rows 0..4 and columns 0..2 · tiles + 2 of the input were checked.
+                        unsafe { $load(from.add(y * line + x * lanes + c)) }
+                    });
                     [$sub(d[0], d[2]), $add(d[1], d[2]), $sub(d[2], d[1]), $sub(d[1], d[3])]
                 };
                 let mut c = 0;
@@ -77,10 +79,16 @@ macro_rules! winograd {
                 packed: *const u8,
                 scratch: *mut f32,
                 task: &Winograd<'_>,
+                share: &Share,
             ) {
                 let channels: usize = task.planes.iter().map(|plane| plane.count).sum();
                 let across = task.width.div_ceil(2);
-                for ty in 0..task.rows.div_ceil(2) {
+                let down = task.rows.div_ceil(2);
+                for ty in 0..down {
+                    let mine = |index: usize| share.rows(index, down).contains(&ty);
+                    if !(0..task.blocks.len()).any(mine) {
+                        continue;
+                    }
                     let mut tx = 0;
                     while tx < across {
                         // Chunks of about equal length.
@@ -99,7 +107,9 @@ macro_rules! winograd {
                                 out = out.add(plane.count * tiles);
                             }
                             let products = scratch.add(16 * channels * $tiles);
-                            for block in task.blocks {
+                            for (_, block) in
+                                task.blocks.iter().enumerate().filter(|&(i, _)| mine(i))
+                            {
                                 let weights = packed.add(block.weights).cast();
                                 gemm(tiles, task.planes, scratch, weights, products, block.lanes);
                                 output(arena, packed, task, block, (ty, tx, tiles), products);

@@ -4,7 +4,7 @@
 //! 16 and 32 lanes, full and not. Whatever the schedule, the bits are the same; whatever the plan,
 //! a shadow of the arena ([`shadow`]) finds each number where it was left.
 
-mod network;
+pub(super) mod network;
 mod packing;
 mod plans;
 mod results;
@@ -42,11 +42,11 @@ fn tiers() -> impl Iterator<Item = Tier> {
 }
 
 /// The fastest one in single precision.
-fn single() -> Tier {
+pub(super) fn single() -> Tier {
     tiers().find(|tier| tier.numeric_class().starts_with("f32")).unwrap()
 }
 
-fn worker(recipe: &Recipe, tier: Tier, strips: Strips) -> FusedWorker {
+pub(super) fn worker(recipe: &Recipe, tier: Tier, strips: Strips) -> FusedWorker {
     Fused::with_strips(&recipe.network(), tier, strips).unwrap().fused_worker().unwrap()
 }
 
@@ -57,6 +57,6 @@ fn bits(head: &RawHead) -> Vec<u32> {
 }
 
 /// A picture of planes of 0..=1.
-fn picture((width, height): (usize, usize)) -> Vec<f32> {
+pub(super) fn picture((width, height): (usize, usize)) -> Vec<f32> {
     network::noise("picture").take(3 * width * height).map(|x| (x as f32 + 1.0) / 2.0).collect()
 }

@@ -1,5 +1,7 @@
 //! What comes out.
 
+use std::num::NonZeroUsize;
+
 use super::super::{Fused, Strips};
 use super::network::Recipe;
 use super::{SIZES, bits, picture, schedules, single, tiers, worker};
@@ -71,6 +73,27 @@ fn tiers_of_one_class_agree_bit_for_bit() {
                 match first.iter().find(|(c, i, _)| (*c, *i) == (class, index)) {
                     Some((.., expected)) => assert!(ours == *expected, "{tier} {w}x{h}"),
                     None => first.push((class, index, ours)),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_team_changes_no_bit() {
+    for recipe in [Recipe::odd(), Recipe::all().remove(2)] {
+        let network = recipe.network();
+        for tier in tiers() {
+            let fused = Fused::new(&network, tier).unwrap();
+            let mut alone = fused.fused_worker().unwrap();
+            for threads in [1, 2, 3] {
+                let mut team = fused.team_worker(NonZeroUsize::new(threads).unwrap()).unwrap();
+                for &(w, h) in &SIZES[..6] {
+                    let expected = bits(&alone.head(&picture((w, h)), w, h).unwrap());
+                    team.head(&picture((w, h)), w, h).unwrap();
+                    team.poison();
+                    let ours = bits(&team.head(&picture((w, h)), w, h).unwrap());
+                    assert!(ours == expected, "{tier} {w}x{h} by {threads}");
                 }
             }
         }

@@ -1,0 +1,94 @@
+//! `haul bench`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::{print, print_json};
+use crate::bench::{Only, Options, run};
+use crate::engine::Precision;
+use crate::job::{Exit, JobError};
+
+/// Measure how fast this machine is with a model; writes nothing
+///
+/// Pictures a second through the network alone (letterboxed in memory, to candidates and to all
+/// anchors decoded) and from files to boxes, as a job does it. Measure on a machine that does
+/// nothing else.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  haul bench --model yolov8n.pt --images photos/
+  haul bench --model yolov8n.pt --images photos/ --square --precision f32 --workers 2
+  haul bench --model yolov8n.pt --images street.jpg --only model --per-layer")]
+pub(super) struct Bench {
+    /// The checkpoint
+    #[arg(long, short, value_name = "FILE")]
+    model: PathBuf,
+    /// A picture, or a folder with everything below it
+    #[arg(long, value_name = "DIR|FILE")]
+    images: PathBuf,
+    /// Longest side of the network's input [default: the model's own, else 640]
+    #[arg(long, value_name = "N")]
+    imgsz: Option<u32>,
+    /// Pad every picture to a square
+    #[arg(long)]
+    square: bool,
+    /// Arithmetic of the network: auto (the fastest here), f32 or bf16
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    precision: String,
+    /// Worker threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// How long each measurement takes
+    #[arg(long, value_name = "S", default_value_t = 5.0)]
+    seconds: f64,
+    /// Only one of the two
+    #[arg(long, value_name = "PART")]
+    only: Option<Part>,
+    /// Each layer too: time, rate, share of the core's peak
+    #[arg(long)]
+    per_layer: bool,
+    /// One picture at a time too, on one thread and divided among all
+    #[arg(long)]
+    latency: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Part {
+    /// The network alone
+    Model,
+    /// From files to boxes
+    EndToEnd,
+}
+
+impl Bench {
+    pub(super) fn execute(self) -> Result<Exit, JobError> {
+        let precision: Precision = self
+            .precision
+            .parse()
+            .map_err(|reason| JobError::Usage(format!("--precision: {reason}")))?;
+        let report = run(&Options {
+            model: self.model,
+            images: self.images,
+            imgsz: self.imgsz,
+            square: self.square,
+            precision,
+            workers: self.workers,
+            seconds: self.seconds,
+            only: self.only.map(|part| match part {
+                Part::Model => Only::Model,
+                Part::EndToEnd => Only::EndToEnd,
+            }),
+            per_layer: self.per_layer,
+            latency: self.latency,
+        })?;
+        match self.json {
+            true => print_json(&report)?,
+            false => print(&report.text())?,
+        }
+        Ok(Exit::Done)
+    }
+}
