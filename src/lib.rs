@@ -13,7 +13,7 @@
 //! | [`picture`] | bytes to upright RGB, letterbox, drawing | nobody |
 //! | [`engine`] | executors of the network | `yolo`, `kernels` |
 //! | [`kernels`] | convolution and friends per instruction set | nobody |
-//! | [`model`] | checkpoint readers: `.pt`, `.safetensors` | `yolo`, `store` |
+//! | [`model`] | checkpoint readers: `.pt`, `.safetensors`; packs | `yolo`, `store` |
 //! | [`yolo`] | the YOLOv8 graph as data, box decoding, NMS | nobody |
 //! | [`store`] | where bytes live, and the two ways to write them | nobody |
 

@@ -1,15 +1,15 @@
 //! `haul doctor`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::{print, print_json};
 use crate::engine::{NUMERICS_VERSION, Precision, choose, forced};
-use crate::job::{Exit, JobError, LINE_SCHEMA, MANIFEST_SCHEMA, mib};
+use crate::job::{CheckedPack, Exit, JobError, LINE_SCHEMA, MANIFEST_SCHEMA, check_packs, mib};
 use crate::kernels::{Cpu, Tier};
-use crate::model::{Info, read};
+use crate::model::{Info, Model, open_pack, read};
 use crate::picture::DECODERS;
 
 /// Say what this machine has and what haul makes of it
@@ -19,7 +19,7 @@ Examples:
   haul doctor
   haul doctor --model yolov8n.pt --json")]
 pub(super) struct Doctor {
-    /// Look into a checkpoint too
+    /// Look into a checkpoint too, and read all of its packs (exit 1 if one is damaged)
     #[arg(long, short, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Print JSON
@@ -34,9 +34,16 @@ impl Doctor {
         let chosen = Precision::ALL.map(|precision| (precision, choose(precision, None, forced)));
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let memory = Memory::look();
-        let model = match &self.model {
-            None => None,
-            Some(file) => Some((file, read(file).map_err(|error| JobError::usage(&error))?)),
+        let (model, packs) = match &self.model {
+            None => (None, Vec::new()),
+            Some(file) => {
+                let (model, packs) = look(file)?;
+                (model.map(|model| (file, model)), packs)
+            }
+        };
+        let exit = match packs.iter().any(|pack| pack.fault.is_some()) {
+            true => Exit::Failed,
+            false => Exit::Done,
         };
         if self.json {
             let tiers: Vec<Value> = Tier::ALL
@@ -75,8 +82,14 @@ impl Doctor {
                     "sha256": model.sha256,
                     "info": model.info,
                 })),
+                "packs": packs.iter().map(|pack| json!({
+                    "file": pack.path.display().to_string(),
+                    "form": pack.form,
+                    "source_sha256": pack.source_sha256,
+                    "fault": pack.fault,
+                })).collect::<Vec<_>>(),
             }))?;
-            return Ok(Exit::Done);
+            return Ok(exit);
         }
         let mut text = format!("cpu        {}, {cores} cores\nmemory     {memory}\n", cpu.brand);
         text.push_str("kernels    (HAUL_CPU_TIER forces one)\n");
@@ -108,9 +121,30 @@ impl Doctor {
                 model.sha256,
             ));
         }
+        for CheckedPack { path, form, source_sha256, fault } in &packs {
+            let path = path.display();
+            text.push_str(&match (fault, form, source_sha256) {
+                (None, Some(form), Some(source)) => {
+                    format!("pack       {path}: {form}, whole\n  made from  {source}\n")
+                }
+                (fault, ..) => {
+                    format!("pack       {path}: BAD\n  {}\n", fault.as_deref().unwrap_or("?"))
+                }
+            });
+        }
         print(&text)?;
-        Ok(Exit::Done)
+        Ok(exit)
     }
+}
+
+/// Reads a checkpoint and all of the packs beside it, or a pack.
+fn look(file: &Path) -> Result<(Option<Model>, Vec<CheckedPack>), JobError> {
+    if open_pack(file).map_err(|error| JobError::usage(&error))?.is_some() {
+        return Ok((None, check_packs(file, None)?));
+    }
+    let model = read(file).map_err(|error| JobError::usage(&error))?;
+    let packs = check_packs(file, Some(&model.sha256))?;
+    Ok((Some(model), packs))
 }
 
 /// What a tier needs, and what there is to know about it here.

@@ -129,6 +129,12 @@ pub enum EngineError {
         /// The step.
         step: String,
     },
+    /// Weights that were packed before are not what this network needs here.
+    #[error("{reason}")]
+    Packed {
+        /// What they are not, about "it".
+        reason: String,
+    },
     /// The weights could not be prepared.
     #[error("preparing the weights of `{step}` failed")]
     Prepare {

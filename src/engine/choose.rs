@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use super::api::{Engine, EngineError};
 use super::candle::Candle;
-use super::fused::Fused;
+use super::fused::{Fused, PackedFile};
 use crate::kernels::task::Element;
 use crate::kernels::{Cpu, Tier};
-use crate::yolo::Network;
+use crate::yolo::{Graph, Network};
 
 /// The environment variable that forces a tier of kernels; for tests and measurements.
 pub const TIER_VARIABLE: &str = "HAUL_CPU_TIER";
@@ -148,7 +148,20 @@ fn choose_on(
     }
 }
 
-/// The engine for a job: [`choose`]s, or goes on with candle where the job has begun with it.
+/// The tier of kernels for a job, as [`choose`], or `None` where the job has begun with candle and
+/// goes on with it.
+///
+/// # Errors
+/// [`EngineError`] when there is no such tier here.
+pub fn tier(precision: Precision, class: Option<&str>) -> Result<Option<Tier>, EngineError> {
+    let forced = forced()?;
+    match class.filter(|class| class.starts_with(CANDLE) && precision.takes(class)) {
+        Some(_) if forced.is_none() => Ok(None),
+        _ => choose(precision, class, forced).map(Some),
+    }
+}
+
+/// The engine for a job: of the [`tier()`] for it, or candle where the job has begun with that.
 ///
 /// # Errors
 /// [`EngineError`] when there is no such engine here, or it cannot take the network.
@@ -157,17 +170,14 @@ pub fn open(
     precision: Precision,
     class: Option<&str>,
 ) -> Result<Arc<dyn Engine>, EngineError> {
-    let forced = forced()?;
-    if let Some(class) = class.filter(|class| class.starts_with(CANDLE) && precision.takes(class))
-        && forced.is_none()
-    {
-        if class != Candle::class() {
+    match (tier(precision, class)?, class) {
+        (Some(tier), _) => load(network, tier),
+        (None, Some(class)) if class != Candle::class() => {
             let also = format!("{}, {}", classes(Cpu::get()), Candle::class());
-            return Err(no_class(class, also));
+            Err(no_class(class, also))
         }
-        return Ok(Arc::new(Candle::new(&network)?));
+        (None, _) => Ok(Arc::new(Candle::new(&network)?)),
     }
-    load(network, choose(precision, class, forced)?)
 }
 
 /// Prepares `network` for the kernels of `tier`.
@@ -179,6 +189,18 @@ pub fn open(
 /// [`EngineError`] names the convolution whose weights could not be prepared.
 pub fn load(network: Arc<Network>, tier: Tier) -> Result<Arc<dyn Engine>, EngineError> {
     Ok(Arc::new(Fused::new(&network, tier)?))
+}
+
+/// The same with weights that were packed before: no weight is read until it is used.
+///
+/// # Errors
+/// [`EngineError::Packed`] where they are not what `graph` and `tier` need.
+pub fn load_packed(
+    graph: &Graph,
+    tier: Tier,
+    packed: &PackedFile<'_>,
+) -> Result<Arc<dyn Engine>, EngineError> {
+    Ok(Arc::new(Fused::from_packed(graph, tier, packed)?))
 }
 
 /// The tiers of a CPU that a job may run on, fastest first. The naive reference only runs when it

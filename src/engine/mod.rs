@@ -18,5 +18,6 @@ pub mod fused;
 mod head;
 
 pub use api::{Engine, EngineError, Input, NUMERICS_VERSION, Worker};
-pub use choose::{Precision, TIER_VARIABLE, choose, forced, load, open};
+pub use choose::{Precision, TIER_VARIABLE, choose, forced, load, load_packed, open, tier};
+pub use fused::{PackedFile, Packing, form, packed};
 pub use head::{RawHead, RawLevel};

@@ -13,6 +13,7 @@ use super::fingerprint::{ModelFacts, check, fingerprint, numeric_class};
 use super::line::longest_line;
 use super::manifest::{Job, MANIFEST_SCHEMA, Manifest};
 use super::memory::{Needs, Shares, divide};
+use super::pack::{self, Ready};
 use super::plan::segment_name;
 use super::planner::Terms;
 use super::select::Names;
@@ -35,6 +36,8 @@ pub struct Loaded {
     pub engine: Arc<dyn Engine>,
     /// Digest, labels, size, classes, numeric class.
     pub facts: ModelFacts,
+    /// What people may want to know about where the weights came from.
+    pub notes: Vec<String>,
 }
 
 /// A job that this process may work on, for as long as it holds this.
@@ -88,18 +91,30 @@ pub enum Opened {
 /// When it cannot be read, is no YOLOv8 detector, or lacks a class that was asked for; when this
 /// machine has no such arithmetic.
 pub fn load_model(spec: &Spec, class: Option<&str>) -> Result<Loaded, JobError> {
-    let model = model::read(&spec.model).map_err(|error| JobError::usage(&error))?;
-    let labels = model.network.labels.clone();
-    let own = u32::try_from(model.info.imgsz).unwrap_or(640).clamp(32, 8192);
+    let mut notes = Vec::new();
+    let Ready { engine, sha256, labels, imgsz } =
+        match pack::load(&spec.model, spec.precision, class, &mut notes)? {
+            Some(ready) => ready,
+            None => read_model(spec, class)?,
+        };
+    let own = u32::try_from(imgsz).unwrap_or(640).clamp(32, 8192);
     let imgsz = spec.imgsz.unwrap_or(own).next_multiple_of(32);
     let classes =
         spec.classes.as_ref().map(|wanted| resolve_classes(wanted, &labels)).transpose()?;
-    let sha256 = model.sha256;
+    let numeric_class = engine.numeric_class().to_owned();
+    let facts = ModelFacts { sha256, labels, imgsz, classes, numeric_class };
+    Ok(Loaded { engine, facts, notes })
+}
+
+/// The model from its checkpoint.
+fn read_model(spec: &Spec, class: Option<&str>) -> Result<Ready, JobError> {
+    let model = model::read(&spec.model).map_err(|error| JobError::usage(&error))?;
+    let (sha256, imgsz) = (model.sha256, model.info.imgsz);
+    let labels = model.network.labels.clone();
     // The engine keeps its own form of the weights; this was the last use of the file's.
     let engine = engine::open(Arc::new(model.network), spec.precision, class)
         .map_err(|error| JobError::usage(&error))?;
-    let numeric_class = engine.numeric_class().to_owned();
-    Ok(Loaded { engine, facts: ModelFacts { sha256, labels, imgsz, classes, numeric_class } })
+    Ok(Ready { engine, sha256, labels, imgsz })
 }
 
 fn resolve_classes(wanted: &[String], labels: &[String]) -> Result<Vec<u32>, JobError> {
@@ -250,6 +265,7 @@ pub fn open(spec: Spec, mode: Mode, terminal: &Terminal) -> Result<Opened, JobEr
         Mode::Run | Mode::Resume => manifest.job()?,
     };
     let loaded = load_model(&spec, before.as_ref().and_then(numeric_class))?;
+    loaded.notes.iter().for_each(|note| terminal.detail(note));
     let shares = shares(&spec, &loaded)?;
     let folder = before.map(|job| PathBuf::from(job.folder));
     let stdin = match folder {

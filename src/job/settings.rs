@@ -34,7 +34,7 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Checkpoint: an Ultralytics .pt, or .safetensors made by `haul model convert`
+    /// Checkpoint: an Ultralytics .pt, or .safetensors or .haulpack made by `haul model`
     #[arg(long, short, value_name = "FILE", help_heading = "What")]
     model: PathBuf,
     /// Folder, picture, list of paths (.txt), or - for a list on standard input

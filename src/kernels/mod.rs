@@ -18,6 +18,7 @@
 
 mod cpu;
 pub mod dense;
+mod mapped;
 pub mod math;
 mod memory;
 mod peak;
@@ -32,6 +33,7 @@ mod tests;
 mod x86;
 
 pub use cpu::{Cpu, Tier};
+pub use mapped::Mapped;
 pub use memory::{ALIGN, Memory};
 pub use peak::peak;
 pub use table::Kernels;

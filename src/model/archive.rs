@@ -18,6 +18,8 @@ pub(super) struct Archive<'a> {
     zip: RefCell<ZipArchive<Cursor<&'a [u8]>>>,
     /// The folder of data.pkl, with its slash; empty where it has none.
     root: String,
+    /// Bytes of the file.
+    len: u64,
     /// What may still be unpacked. torch stores tensors uncompressed; someone may have packed a
     /// file again, and weights shrink little. So what is far beyond the file's size is a bomb.
     budget: Cell<u64>,
@@ -50,8 +52,9 @@ impl<'a> Archive<'a> {
         match roots.as_slice() {
             [root] => {
                 let root = root.clone();
-                let budget = Cell::new(4 * bytes.len() as u64 + (16 << 20));
-                Ok(Self { zip: RefCell::new(zip), root, budget })
+                let len = bytes.len() as u64;
+                let budget = Cell::new(4 * len + (16 << 20));
+                Ok(Self { zip: RefCell::new(zip), root, len, budget })
             }
             [] => Err(Fault::Format("a zip file without data.pkl (not a torch checkpoint)".into())),
             _ => Err(Fault::malformed("its zip has more than one data.pkl")),
@@ -98,9 +101,11 @@ impl<'a> Archive<'a> {
         if file.size() > allowed && name.ends_with(".pkl") {
             return Err(unreadable(&format!("larger than {allowed} bytes")));
         }
-        // Grows with what really comes out, so that a false size costs nothing. One byte more
-        // is asked for, since only at the end of a member its checksum is compared.
-        let mut data = Vec::new();
+        // Room for what it says it has, if that could be true of a member that is not compressed;
+        // beyond that it grows with what really comes out, so that a false size costs nothing. One
+        // byte more is asked for, since only at the end of a member its checksum is compared.
+        let room = file.size().min(allowed).min(self.len);
+        let mut data = Vec::with_capacity(usize::try_from(room).unwrap_or(0));
         let got = file.by_ref().take(allowed).read_to_end(&mut data).map_err(|e| unreadable(&e))?;
         self.budget.set(self.budget.get() - got as u64);
         let mut rest = [0u8; 1];

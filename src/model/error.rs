@@ -76,6 +76,14 @@ pub enum ModelError {
         /// What is missing or wrong.
         what: String,
     },
+    /// A pack of weights that is damaged, or of another version of haul.
+    #[error("the pack `{path}` cannot be used: {what}; make it again with `haul model pack`")]
+    Pack {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The tensors do not form the network.
     #[error("the tensors of `{path}` are not those of a YOLOv8 detect model")]
     Network {

@@ -1,4 +1,5 @@
-//! Reading checkpoints: Ultralytics' `.pt`, and `.safetensors` with haul's metadata.
+//! Reading checkpoints: Ultralytics' `.pt`, and `.safetensors` with haul's metadata. And packs, in
+//! which an engine's own form of the weights is kept beside a checkpoint.
 //!
 //! A `.pt` is a pickle, which is a program. It is parsed here into plain data by a small machine
 //! that knows a list of names and executes none of them; see [`ModelError::Global`]. Every size
@@ -14,6 +15,7 @@ mod archive;
 mod check;
 mod error;
 mod info;
+mod packed;
 mod pickle;
 mod pt;
 mod read;
@@ -23,5 +25,6 @@ mod tree;
 
 pub use error::ModelError;
 pub use info::{Dtype, Info};
+pub use packed::{Pack, PackHeader, PackSource, PackedWeights, open_pack, write_pack};
 pub use read::{Model, read, read_bytes};
 pub use safetensors::write_safetensors;

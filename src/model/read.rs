@@ -42,9 +42,11 @@ pub(super) struct Parts {
 /// than YOLOv8 detect.
 pub fn read(path: &Path) -> Result<Model, ModelError> {
     let failed = |source| ModelError::Read { path: path.to_path_buf(), source };
-    let mut bytes = Vec::new();
-    let mut file = File::open(path).map_err(failed)?.take(MAX_FILE + 1);
-    file.read_to_end(&mut bytes).map_err(failed)?;
+    let file = File::open(path).map_err(failed)?;
+    // Room for all of it at once; one byte more, so that the end is seen without growing.
+    let size = file.metadata().map_err(failed)?.len().min(MAX_FILE) + 1;
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
     read_bytes(&bytes, path)
 }
 
@@ -58,14 +60,19 @@ pub fn read_bytes(bytes: &[u8], path: &Path) -> Result<Model, ModelError> {
         return Err(ModelError::TooLarge { path: path.to_path_buf(), bytes, limit });
     }
     // The bytes say what a file is, its name does not count.
-    let parts = match bytes {
+    let parse = || match bytes {
         [b'P', b'K', 3, 4, ..] => pt::read(bytes),
         [_, _, _, _, _, _, _, _, b'{', ..] => safetensors::read(bytes),
         other => Err(Fault::Format(relative(other))),
     };
+    // The digest takes about as long as the parsing.
+    let (parts, sha256) = std::thread::scope(|scope| {
+        let digest = scope.spawn(|| crate::store::sha256(bytes));
+        let parts = parse();
+        (parts, digest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
     let Parts { format, network, imgsz, dtypes, metadata } = parts.map_err(|f| f.at(path))?;
     let info = Info::new(format, &network, imgsz, &dtypes, metadata);
-    let sha256 = crate::store::sha256(bytes);
     Ok(Model { network, sha256, info, dtypes })
 }
 
@@ -78,6 +85,9 @@ fn relative(bytes: &[u8]) -> String {
             "a .pt in torch's old (non-zip) format (load and save it with a newer torch)"
         }
         [0x80, 2..=5, ..] => "a bare pickle (not a torch checkpoint)",
+        [b'H', b'A', b'U', b'L', b'P', b'A', b'C', b'K', ..] => {
+            "a pack of weights, which `haul run` takes (here name the checkpoint it was made from)"
+        }
         [b'G', b'G', b'U', b'F', ..] => "a GGUF file",
         [0x1f, 0x8b, ..] => "a gzip file (unpack it first)",
         [0x08, _, 0x12 | 0x1a, ..] => "an ONNX model (use the .pt it was exported from)",

@@ -4,7 +4,7 @@
 pub type Value = usize;
 
 /// What follows a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Act {
     /// Nothing.

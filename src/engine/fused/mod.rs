@@ -2,7 +2,8 @@
 //!
 //! How a network becomes fast, in the order of the files:
 //! 1. `lower`: slices, concatenations, sums and upsampling disappear into the convolutions.
-//! 2. `pack`: normalisation is folded into the weights, which are laid out as kernels read them.
+//! 2. `pack`: normalisation is folded into the weights, which are laid out as kernels read them;
+//!    `weights`: or they were packed before, and are mapped from a file.
 //! 3. `plan`: for an input size, every tensor gets its place in one arena, and rows are worked on
 //!    depth first in strips, so that what is written is read again while in the cache.
 //! 4. `exec`: the steps of the plan, handed to the kernels of this CPU.
@@ -18,6 +19,7 @@ mod plan;
 mod profile;
 #[cfg(test)]
 mod tests;
+mod weights;
 mod worker;
 
 use std::collections::HashMap;
@@ -25,16 +27,18 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::api::{Engine, EngineError, Worker};
-use crate::kernels::{Kernels, Memory, Team, Tier};
-use crate::yolo::Network;
+use crate::kernels::{Kernels, Team, Tier};
+use crate::yolo::{Graph, Network};
 use exec::Program;
 use lower::Net;
 use pack::Index;
+use weights::Weights;
 
 pub use custom_op::HeadOp;
 pub use dense::Dense;
 pub use plan::Strips;
 pub use profile::{Layer, Profile};
+pub use weights::{PackedFile, Packing, form, packed};
 pub use worker::FusedWorker;
 
 /// The fused executor of one network on one tier of kernels.
@@ -49,7 +53,7 @@ const BESIDES: u64 = 2 << 20;
 struct Shared {
     net: Net,
     index: Index,
-    weights: Memory,
+    weights: Weights,
     kernels: Kernels,
     strips: Strips,
     /// Plans by (width, height). The hot path looks in its own list first.
@@ -70,10 +74,35 @@ impl Fused {
     /// # Errors
     /// As [`Fused::new`].
     pub fn with_strips(network: &Network, tier: Tier, strips: Strips) -> Result<Self, EngineError> {
+        Self::make(&network.graph, tier, strips, |net, index| {
+            pack::pack(network, net, index).map(Weights::Own)
+        })
+    }
+
+    /// Takes weights that [`packed`] has made before from a file.
+    ///
+    /// # Errors
+    /// As [`Fused::new`], and [`EngineError::Packed`] where they are not what `graph` and `tier` need.
+    pub fn from_packed(
+        graph: &Graph,
+        tier: Tier,
+        packed: &PackedFile<'_>,
+    ) -> Result<Self, EngineError> {
+        Self::make(graph, tier, Strips::default(), |net, index| {
+            weights::map(packed, tier, net, index)
+        })
+    }
+
+    fn make(
+        graph: &Graph,
+        tier: Tier,
+        strips: Strips,
+        weights: impl FnOnce(&Net, &Index) -> Result<Weights, EngineError>,
+    ) -> Result<Self, EngineError> {
         let kernels = Kernels::new(tier).ok_or(EngineError::Tier { tier: tier.name() })?;
-        let net = lower::lower(&network.graph, tier)?;
+        let net = lower::lower(graph, tier)?;
         let index = pack::index(&net);
-        let weights = pack::pack(network, &net, &index)?;
+        let weights = weights(&net, &index)?;
         let programs = Mutex::new(HashMap::new());
         Ok(Self { shared: Arc::new(Shared { net, index, weights, kernels, strips, programs }) })
     }
@@ -124,7 +153,7 @@ impl Engine for Fused {
     }
 
     fn weight_bytes(&self) -> u64 {
-        self.shared.weights.len() as u64
+        self.shared.weights.bytes().len() as u64
     }
 
     fn scratch_bytes(&self, width: usize, height: usize) -> u64 {

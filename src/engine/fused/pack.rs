@@ -6,11 +6,15 @@
 
 use super::super::api::EngineError;
 use super::super::fold::fold;
-use super::lower::{Conv, Kind, Net, Op, Part, Plane, Step};
+use super::lower::{Conv, Kind, Net, Op, Part, Plane};
 use crate::kernels::math::to_bf16;
 use crate::kernels::task::{Element, Winograd, weight_index};
 use crate::kernels::{ALIGN, Memory};
 use crate::yolo::{Network, Op as Node};
+
+/// Rises whenever the same network is packed into other bytes than before: packs on disk are stale
+/// then. (That the *place* of a weight has changed is noticed without it.)
+pub(super) const PACKING_VERSION: u32 = 1;
 
 /// Where a block lies in the packed weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,42 +108,49 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// The weight of an element of a K-step for an output lane; zero where there is no tap, no
-    /// input channel or no output channel.
-    fn weight(&self, step: &Step, element: usize, lane: usize) -> f32 {
-        let plane = &self.net.tensors[step.tensor].planes[step.plane];
-        let k = self.conv.kernel;
-        let pad = (k / 2) as isize;
-        let kx = (step.dx + pad) as usize + element / plane.lanes;
-        let ky = (step.dy + pad) as usize;
-        let c = element % plane.lanes;
-        if kx >= k || c >= plane.used || lane >= self.plane.used {
-            return 0.0;
-        }
-        let out = self.part.first + self.plane.first + lane;
-        let weight = self.kernel[((out * self.cin + step.first + c) * k + ky) * k + kx];
-        match self.net.tensors[step.tensor].kind {
-            // The picture stays 0..=255.
-            Kind::Picture => (f64::from(weight) / 255.0) as f32,
-            _ => weight,
+    fn write(&self, memory: &mut Memory, at: usize) {
+        match self.net.element {
+            Element::F32 => self.write_taps(&mut memory.floats_mut()[at / 4..], |w| w),
+            Element::Bf16 => self.write_taps(&mut memory.halves_mut()[at / 2..], to_bf16),
         }
     }
 
-    fn write(&self, memory: &mut Memory, at: usize) {
-        let lanes = self.plane.lanes;
-        let mut k = 0;
+    /// Writes the weights of each element of each K-step for all lanes. Where there is no tap, no
+    /// input channel or no output channel, memory stays zero.
+    fn write_taps<T>(&self, out: &mut [T], element_of: impl Fn(f32) -> T) {
+        /// Lanes whose weights lie evenly, whatever the form.
+        const EVEN: usize = 16;
+        let Net { element: kind, tiled, .. } = *self.net;
+        let k = self.conv.kernel;
+        let pad = (k / 2) as isize;
+        let (lanes, used) = (self.plane.lanes, self.plane.used);
+        // From one output channel's weights to the next one's.
+        let fan = self.cin * k * k;
+        let kernel = &self.kernel[(self.part.first + self.plane.first) * fan..][..used * fan];
+        let mut index = 0;
         for step in &self.conv.steps {
+            let tensor = &self.net.tensors[step.tensor];
+            let plane = &tensor.planes[step.plane];
+            let (dx, ky) = ((step.dx + pad) as usize, (step.dy + pad) as usize);
             for element in 0..step.count {
-                for lane in 0..lanes {
-                    let weight = self.weight(step, element, lane);
-                    let Net { element: kind, tiled, .. } = *self.net;
-                    let index = weight_index(kind, tiled, k, lane, lanes);
-                    match kind {
-                        Element::F32 => memory.floats_mut()[at / 4 + index] = weight,
-                        Element::Bf16 => memory.halves_mut()[at / 2 + index] = to_bf16(weight),
+                let (kx, c) = (dx + element / plane.lanes, element % plane.lanes);
+                if kx < k && c < plane.used {
+                    let tap = ((step.first + c) * k + ky) * k + kx;
+                    for first in (0..used).step_by(EVEN) {
+                        let to = weight_index(kind, tiled, index, first, lanes);
+                        let next = weight_index(kind, tiled, index, first + 1, lanes) - to;
+                        for lane in first..used.min(first + EVEN) {
+                            let weight = kernel[lane * fan + tap];
+                            let weight = match tensor.kind {
+                                // The picture stays 0..=255.
+                                Kind::Picture => (f64::from(weight) / 255.0) as f32,
+                                _ => weight,
+                            };
+                            out[to + (lane - first) * next] = element_of(weight);
+                        }
                     }
                 }
-                k += 1;
+                index += 1;
             }
         }
     }
@@ -151,26 +162,32 @@ impl Source<'_> {
             let (sum, middle) = ((g[0] + g[2]) / 2.0, g[1] / 2.0);
             [g[0], sum + middle, sum - middle, g[2]]
         }
-        let lanes = self.plane.lanes;
+        let (lanes, used) = (self.plane.lanes, self.plane.used);
         let channels: usize = self.conv.steps.iter().map(|step| step.count).sum();
         let out = &mut memory.floats_mut()[at / 4..];
+        let fan = self.cin * 9;
+        let kernel = &self.kernel[(self.part.first + self.plane.first) * fan..][..used * fan];
+        // All lanes of an input channel, to be written position by position in one go.
+        let mut transformed = [[0.0f32; 32]; Winograd::POSITIONS];
         let mut channel = 0;
         for step in &self.conv.steps {
-            let used = self.net.tensors[step.tensor].planes[step.plane].used;
-            for c in 0..used {
-                for lane in 0..self.plane.used {
-                    let o = self.part.first + self.plane.first + lane;
-                    let g = &self.kernel[(o * self.cin + step.first + c) * 9..][..9];
+            let inputs = self.net.tensors[step.tensor].planes[step.plane].used;
+            for c in 0..inputs {
+                for lane in 0..used {
+                    let g = &kernel[lane * fan + (step.first + c) * 9..][..9];
                     let row = |y: usize| [0, 1, 2].map(|x| f64::from(g[3 * y + x]));
                     let across = [0, 1, 2].map(|y| transform(row(y)));
                     for (x, column) in
-                        [0, 1, 2, 3].map(|x| across.map(|row| row[x])).iter().enumerate()
+                        [0, 1, 2, 3].map(|x| across.map(|row| row[x])).into_iter().enumerate()
                     {
-                        for (y, u) in transform(*column).into_iter().enumerate() {
-                            let k = (4 * y + x) * channels + channel + c;
-                            out[k * lanes + lane] = u as f32;
+                        for (y, u) in transform(column).into_iter().enumerate() {
+                            transformed[4 * y + x][lane] = u as f32;
                         }
                     }
+                }
+                for (position, from) in transformed.iter().enumerate() {
+                    let k = position * channels + channel + c;
+                    out[k * lanes..][..used].copy_from_slice(&from[..used]);
                 }
             }
             channel += step.count;

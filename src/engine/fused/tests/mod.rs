@@ -5,6 +5,7 @@
 //! a shadow of the arena ([`shadow`]) finds each number where it was left.
 
 pub(super) mod network;
+mod packing;
 mod plans;
 mod results;
 mod shadow;
