@@ -14,7 +14,7 @@ pub(super) const EXP2: [f32; 6] =
     [1.326_472_7e-3, 9.671_513e-3, 5.550_733_6e-2, 2.402_224_2e-1, 6.931_47e-1, 1.0];
 
 /// x · sigmoid(x), to about 6·10⁻⁷ of its value where it matters (worst near −8.9, where the
-/// rounding of t weighs most); NaN stays NaN.
+/// rounding of t weighs most); below −87, where it is next to nothing, x · 2⁻¹²⁵; NaN stays NaN.
 #[must_use]
 pub fn silu(x: f32) -> f32 {
     let t = (x * NEG_LOG2_E).clamp(-LIMIT, LIMIT);

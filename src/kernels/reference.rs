@@ -150,7 +150,9 @@ pub(super) fn pool(arena: &mut View<'_>, task: &Pool) {
                 let y = task.first + row;
                 for yy in y.saturating_sub(2)..(y + 3).min(task.height) {
                     for xx in x.saturating_sub(2)..(x + 3).min(task.width) {
-                        best = best.max(arena.get(task.from.of(yy, xx) + size * lane));
+                        // As the others compare: of equals the first, and never a NaN.
+                        let value = arena.get(task.from.of(yy, xx) + size * lane);
+                        best = if value > best { value } else { best };
                     }
                 }
                 arena.set(task.out.of(row, x) + size * lane, best);

@@ -82,6 +82,9 @@ impl Kernels {
             team.run(pieces, &|_, piece| {
                 let share = Share::of(piece, pieces, blocks, rows);
                 // SAFETY: every offset was checked; what a share writes, no other reads or writes.
+                // (Tiles read up to 31 pixels beyond a row, which another share may be writing. It is
+                // the instruction that reads them, no Rust code looks at the values, and the rows of
+                // sums that come of them are dropped.)
                 unsafe { self.conv_share(arena.get(), packed.get(), task, &share) };
             });
         }
