@@ -120,10 +120,11 @@ class Python:
         return self.hear()
 
     def hear(self):
-        line = self.process.stdout.readline()
-        if not line:
-            raise NotRun(f"it ended with code {self.process.wait()}; its log says why")
-        return json.loads(line)
+        # Libraries greet on their first start; an answer is one object in one line.
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        raise NotRun(f"it ended with code {self.process.wait()}; its log says why")
 
     def go(self, seconds, _log):
         try:
