@@ -9,7 +9,7 @@
 //! | `avx512` | FMA, f32 | f32 | 12 × 32 in 24 zmm |
 //! | `avx2` | FMA, f32 | f32 | 6 × 16 in 12 ymm |
 //! | `avx512bf16` | `vdpbf16ps`, f32 | bf16 | 12 × 32 in 24 zmm |
-//! | `portable` | × and +, f32 | f32 | 4 × 16, left to the compiler |
+//! | `portable` | × and +, f32 | f32 | 4 × 8, left to the compiler |
 //! | `reference` | as `avx2`, one at a time | both | none |
 //!
 //! The f32 tiers sum in the same order (bias or `init` first, then K-steps as listed) with one
