@@ -2,19 +2,26 @@
 //!
 //! A kernel knows no network: it is handed offsets into an arena ([`task`]) and works on them.
 //! [`Kernels`] checks that every offset of a task lies within its memory, so that calling it is
-//! safe whatever the numbers say, and only the inside of this module holds `unsafe`.
+//! safe whatever the numbers say: of network and kernels, only the inside of this module holds
+//! `unsafe`.
 //!
 //! | tier | sums | elements | register block (pixels × channels) |
 //! | --- | --- | --- | --- |
+//! | `amx` | `tdpbf16ps`, f32 | bf16 | 32 × 32 in 4 tiles |
 //! | `avx512` | FMA, f32 | f32 | 12 × 32 in 24 zmm |
 //! | `avx2` | FMA, f32 | f32 | 6 × 16 in 12 ymm |
 //! | `avx512bf16` | `vdpbf16ps`, f32 | bf16 | 12 × 32 in 24 zmm |
 //! | `portable` | × and +, f32 | f32 | 4 × 8, left to the compiler |
 //! | `reference` | as `avx2`, one at a time | both | none |
 //!
+//! `f32` convolutions of 3 × 3 and stride 1 go by Winograd's scheme (`x86/winograd.rs`), but on the
+//! portable tier. A [`Team`] of threads can share one convolution.
+//!
 //! The f32 tiers sum in the same order (bias or `init` first, then K-steps as listed) with one
 //! rounding per step, and share [`math::silu`] operation for operation: `avx512`, `avx2` and
-//! `reference` agree bit for bit.
+//! `reference` agree bit for bit. The portable tier may round twice per step, and is a class of its
+//! own; `src/kernels/tests` holds every tier that a CPU has to the reference, `tests/tiles.rs` and
+//! `tests/accuracy.rs` hold AMX to it through whole networks.
 
 mod cpu;
 pub mod dense;

@@ -14,7 +14,7 @@ pub(super) const CLASS: &str = if FUSED { "f32-portable-fma" } else { "f32-porta
 const LANES: usize = 8;
 
 // On its own, so that the compiler sees sums that nobody else touches, and keeps them in registers:
-// inlined into its caller it once came out a number at a time, ten times slower.
+// inlined into its caller it once ran eight times slower.
 #[inline(never)]
 fn block<const PX: usize>(
     arena: &mut [f32],

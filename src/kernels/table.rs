@@ -117,12 +117,6 @@ impl Kernels {
         reference::conv(&mut View { bytes: arena.bytes_mut(), element }, packed, tiled, task);
     }
 
-    /// Whether [`Kernels::winograd`] is there and pays.
-    #[must_use]
-    pub fn has_winograd(&self) -> bool {
-        self.tier.has_winograd()
-    }
-
     /// Runs some rows of a convolution by Winograd's scheme; `scratch` holds
     /// [`Winograd::scratch`] f32.
     ///

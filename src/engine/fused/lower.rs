@@ -82,7 +82,7 @@ pub(super) struct Step {
     /// Where the run begins, in pixels relative to the output pixel's place.
     pub(super) dy: isize,
     pub(super) dx: isize,
-    /// Elements, and how many of them are a tap's.
+    /// Elements: a tap's, or those of all taps of a kernel row.
     pub(super) count: usize,
 }
 
