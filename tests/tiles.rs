@@ -108,3 +108,23 @@ fn a_worker_that_gave_its_tiles_back_takes_them_again() {
     assert!(!first.is_empty());
     assert_eq!(first, second);
 }
+
+#[test]
+fn a_team_changes_no_bit() {
+    if !tiles() {
+        return;
+    }
+    let depths = vec![1, 1, 1, 1, 1, 1, 1, 1];
+    let scale = Scale { widths: vec![8, 24, 40, 72, 104], depths, classes: 17 };
+    let engine = Fused::new(&scale.network(), Tier::Amx).unwrap();
+    let (width, height) = (160, 96);
+    let planes = input(height, width);
+    let alone = engine.fused_worker().unwrap().head(&planes, width, height).unwrap();
+    let mut team = engine.team_worker(3.try_into().unwrap()).unwrap();
+    for _ in 0..5 {
+        let together = team.head(&planes, width, height).unwrap();
+        for (a, b) in alone.levels.iter().zip(&together.levels) {
+            assert!(a.boxes == b.boxes && a.scores == b.scores);
+        }
+    }
+}
