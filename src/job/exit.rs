@@ -94,6 +94,12 @@ impl JobError {
         JobError::Usage(chain(error))
     }
 
+    /// Whether it is a fault of a store that may pass while the job goes on.
+    #[must_use]
+    pub(super) fn passes(&self) -> bool {
+        matches!(self, JobError::Store(error) if error.class() == Class::Transient)
+    }
+
     /// The exit code for this error.
     #[must_use]
     pub fn exit(&self) -> Exit {

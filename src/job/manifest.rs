@@ -4,7 +4,7 @@
 //! reads backwards (success, records, parts) never finds a claim without its proof.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -205,6 +205,15 @@ impl Manifest {
         }
     }
 
+    /// Makes durable what earlier or other runs have published. Before it is built upon: who is
+    /// killed between a name and its fsync leaves a file that everybody sees and a power cut takes.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn settle(&self) -> Result<(), JobError> {
+        Ok(["", "_manifest", DONE].iter().try_for_each(|dir| self.store.settle(Path::new(dir)))?)
+    }
+
     /// The job, if there is one.
     ///
     /// # Errors
@@ -265,11 +274,13 @@ impl Manifest {
         self.read_json(SUCCESS)
     }
 
-    /// Publishes the success marker: plan and all records must be durable.
+    /// Publishes the success marker, once plan, parts and records are durable.
     ///
     /// # Errors
     /// When another one is there.
     pub fn put_success(&self, success: &Success) -> Result<(), JobError> {
+        // Some of them may be another run's that has not got so far.
+        self.settle()?;
         self.put_json(SUCCESS, success, |there| there == success)
     }
 
@@ -397,6 +408,7 @@ impl Manifest {
             ))
         })?;
         let record = self.new_record(job, batch.id, &part, tally, 0.0)?;
+        self.store.settle(Path::new(""))?;
         self.put_record(&record)?;
         Ok(Some(record))
     }
@@ -442,28 +454,28 @@ impl Manifest {
         Ok(())
     }
 
-    /// Removes a job: marker first, identity last, and only names that haul writes.
+    /// Removes a job: marker first, identity last, and only names that haul writes. Each step is
+    /// durable before the next: after a crash no claim outlives its proof, and no part its job.
     ///
     /// # Errors
     /// When something cannot be removed; what is left is still a job, or none.
     pub fn remove_job(&self) -> Result<(), JobError> {
-        let delete = |name: &str| self.store.delete(Path::new(name));
-        delete(SUCCESS)?;
-        for batch in self.records()? {
-            delete(&record_name(batch))?;
-        }
-        for batch in self.parts()? {
-            delete(&part_name(batch))?;
-        }
-        for name in self.store.list(Path::new(FAILED))? {
-            delete(&format!("{FAILED}/{name}"))?;
-        }
-        delete(PLAN)?;
+        let delete = |names: Vec<String>| {
+            let names: Vec<PathBuf> = names.into_iter().map(PathBuf::from).collect();
+            self.store.delete(&names)
+        };
+        delete(vec![SUCCESS.into()])?;
+        delete(self.records()?.into_iter().map(record_name).collect())?;
+        delete(self.parts()?.into_iter().map(part_name).collect())?;
+        let failed = self.store.list(Path::new(FAILED))?;
+        delete(failed.iter().map(|name| format!("{FAILED}/{name}")).collect())?;
+        delete(vec![PLAN.into()])?;
         let manifest = self.store.list(Path::new("_manifest"))?;
+        // A chain without its end is still a chain; one with a gap is not.
         for name in manifest.iter().rev().filter(|n| number(n, "plan-", ".jsonl").is_some()) {
-            delete(&format!("_manifest/{name}"))?;
+            delete(vec![format!("_manifest/{name}")])?;
         }
-        delete(JOB)?;
+        delete(vec![JOB.into()])?;
         Ok(())
     }
 
@@ -476,9 +488,19 @@ impl Manifest {
         if let Some(name) = self.store.list(Path::new(""))?.iter().find(ours) {
             return Ok(Some(name.clone()));
         }
-        let ours = |name: &&String| !matches!(name.as_str(), "lock" | "tmp");
-        let manifest = self.store.list(Path::new("_manifest"))?;
-        Ok(manifest.iter().find(ours).map(|name| format!("_manifest/{name}")))
+        for name in self.store.list(Path::new("_manifest"))? {
+            let folder = format!("_manifest/{name}");
+            let ours = match name.as_str() {
+                "lock" | "tmp" => true,
+                // What `--new` leaves when it is interrupted.
+                "done" | "failed" => self.store.list(Path::new(&folder))?.is_empty(),
+                _ => false,
+            };
+            if !ours {
+                return Ok(Some(folder));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -47,7 +47,7 @@ pub use report::{Report, Stages};
 pub use runner::{Outcome, run};
 pub use select::{Names, is_picture_name};
 pub use session::{
-    Loaded, Mode, Opened, Session, Stdin, load_model, open, open_output, open_source,
+    Load, Loaded, Mode, Opened, Session, Stdin, load_model, open, open_on, open_output, open_source,
 };
 pub use settings::Settings;
 pub use since::Known;
@@ -55,4 +55,4 @@ pub use spec::{IfLocked, Input, MaxFailures, Spec};
 pub use survey::{State, Status, Survey};
 pub use tally::Tally;
 pub use terminal::{Terminal, Verbosity, tell};
-pub use verify::{Verdict, verify};
+pub use verify::{Verdict, verify, verify_survey};

@@ -128,7 +128,6 @@ struct Dispatcher<'a> {
     given_up: u64,
     adopted: u64,
     faults_in_a_row: u64,
-    last_fault: String,
 
     pictures: u64,
     pictures_ok: u64,
@@ -222,7 +221,6 @@ impl<'a> Dispatcher<'a> {
             given_up: 0,
             adopted: 0,
             faults_in_a_row: 0,
-            last_fault: String::new(),
             pictures: 0,
             pictures_ok: 0,
             spent: Spent::default(),
@@ -322,7 +320,9 @@ impl<'a> Dispatcher<'a> {
                 },
                 default(TICK) => {}
             }
-            self.watch_the_clock()?;
+            if let Some(exit) = self.watch_the_clock()? {
+                return Ok(Some(exit));
+            }
             let (done, failed) = self.progress();
             let listed = self.listed.load(Ordering::Relaxed).max(chain.summary().pictures);
             self.terminal.progress(done, failed, listed, planned);
@@ -448,12 +448,7 @@ impl<'a> Dispatcher<'a> {
             }
             Event::Fault { batch, try_number, reason } => {
                 if self.open.get(&batch).is_some_and(|open| open.try_number == try_number) {
-                    self.fault(batch, &reason)?;
-                    if self.faults_in_a_row >= FAULTS_IN_A_ROW {
-                        self.terminal.insist(&format!("stopping: {}", self.last_fault));
-                        self.given_up += self.again.len() as u64 + self.open.len() as u64;
-                        return Ok(Some(self.stop_early(Exit::Failed)));
-                    }
+                    return self.fault(batch, &reason);
                 }
             }
             Event::Answer(answer) => return self.answer(*answer, planned),
@@ -487,21 +482,28 @@ impl<'a> Dispatcher<'a> {
             self.terminal.insist(&reason);
             return Ok(Some(self.stop_early(Exit::Threshold)));
         }
-        if complete {
-            self.commit(answer.batch)?;
-        }
-        Ok(None)
+        if complete { self.commit(answer.batch) } else { Ok(None) }
     }
 
-    fn commit(&mut self, id: u64) -> Result<(), JobError> {
-        let Some(open) = self.open.remove(&id) else { return Ok(()) };
+    /// Commits a mini-batch whose lines are all there. An exit code is [`Dispatcher::fault`]'s.
+    fn commit(&mut self, id: u64) -> Result<Option<Exit>, JobError> {
+        let Some(open) = self.open.get_mut(&id) else { return Ok(None) };
         let start = Instant::now();
         let mut part = Vec::with_capacity(open.lines.iter().flatten().map(Vec::len).sum());
-        open.lines.into_iter().flatten().for_each(|line| part.extend(line));
+        std::mem::take(&mut open.lines).into_iter().flatten().for_each(|line| part.extend(line));
+        let tally = std::mem::take(&mut open.tally);
         let seconds = open.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64());
         let session = self.session.clone();
-        let record = session.manifest.new_record(&session.job, id, &part, open.tally, seconds)?;
-        session.manifest.commit(&part, &record)?;
+        let manifest = &session.manifest;
+        let record = manifest
+            .new_record(&session.job, id, &part, tally, seconds)
+            .and_then(|record| manifest.commit(&part, &record).map(|()| record));
+        let record = match record {
+            // What was written is in doubt, the job is not: it is done again, and found or written.
+            Err(error) if error.passes() => return self.fault(id, &error.to_string()),
+            other => other?,
+        };
+        self.open.remove(&id);
         self.write += start.elapsed();
         self.faults_in_a_row = 0;
         self.terminal.detail(&format!(
@@ -509,16 +511,20 @@ impl<'a> Dispatcher<'a> {
             record.ok, record.failed
         ));
         self.add_done(record);
-        Ok(())
+        Ok(None)
     }
 
-    /// A try at a mini-batch has failed: no part, no record, but a file that says why.
-    fn fault(&mut self, id: u64, reason: &str) -> Result<(), JobError> {
-        let Some(open) = self.open.remove(&id) else { return Ok(()) };
+    /// A try at a mini-batch has failed: no record, but a file that says why. Too many of them in a
+    /// row give the exit code to stop with.
+    fn fault(&mut self, id: u64, reason: &str) -> Result<Option<Exit>, JobError> {
+        let Some(open) = self.open.remove(&id) else { return Ok(None) };
         open.cancelled.store(true, Ordering::Relaxed);
         self.faults_in_a_row += 1;
-        self.last_fault = reason.to_owned();
-        self.manifest().put_failure(&self.session.job, id, reason)?;
+        match self.manifest().put_failure(&self.session.job, id, reason) {
+            // What ails the output may be what there is to tell.
+            Err(error) if error.passes() => self.terminal.warn(&error.to_string()),
+            other => other?,
+        }
         if open.try_number < TRIES {
             self.terminal.detail(&format!("mini-batch {id}: {reason}; it will be tried again"));
             self.again.push_back((open.batch, open.try_number + 1));
@@ -526,7 +532,12 @@ impl<'a> Dispatcher<'a> {
             self.terminal.warn(&format!("mini-batch {id} is given up in this run: {reason}"));
             self.given_up += 1;
         }
-        Ok(())
+        if self.faults_in_a_row < FAULTS_IN_A_ROW {
+            return Ok(None);
+        }
+        self.terminal.insist(&format!("stopping: {reason}"));
+        self.given_up += self.again.len() as u64 + self.open.len() as u64;
+        Ok(Some(self.stop_early(Exit::Failed)))
     }
 
     /// Failed pictures, committed or not yet.
@@ -601,15 +612,18 @@ impl<'a> Dispatcher<'a> {
         ));
     }
 
-    fn watch_the_clock(&mut self) -> Result<(), JobError> {
+    fn watch_the_clock(&mut self) -> Result<Option<Exit>, JobError> {
         let limit = self.session.spec.batch_timeout;
         let late = |open: &Open| open.begun.is_some_and(|begun| begun.elapsed() > limit);
         let late: Vec<u64> = self.open.iter().filter(|(_, o)| late(o)).map(|(id, _)| *id).collect();
         for id in late {
             let limit = humantime::format_duration(limit);
-            self.fault(id, &format!("it took longer than --batch-timeout {limit}"))?;
+            let reason = format!("it took longer than --batch-timeout {limit}");
+            if let Some(exit) = self.fault(id, &reason)? {
+                return Ok(Some(exit));
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn progress(&self) -> (u64, u64) {

@@ -31,6 +31,7 @@ use crate::store::{
 const LOCK: &str = "_manifest/lock";
 
 /// A loaded model and what the job asks of it.
+#[derive(Clone)]
 pub struct Loaded {
     /// Executes the network.
     pub engine: Arc<dyn Engine>,
@@ -256,15 +257,33 @@ fn lock(spec: &Spec) -> Result<Option<Lock>, JobError> {
 /// # Errors
 /// [`JobError`] with the exit code that the design gives to each case.
 pub fn open(spec: Spec, mode: Mode, terminal: &Terminal) -> Result<Opened, JobError> {
-    let start_over = mode == Mode::StartOver;
     let store = open_output(&spec.output);
+    open_on(spec, mode, terminal, store, &load_model)
+}
+
+/// Reads a job's model, for the numeric class that the job has, if it has one: [`load_model`].
+pub type Load<'a> = dyn Fn(&Spec, Option<&str>) -> Result<Loaded, JobError> + 'a;
+
+/// The same on a store that stands for the output, with a model from `load`. The lock is a file in
+/// the output's own folder all the same.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_on(
+    spec: Spec,
+    mode: Mode,
+    terminal: &Terminal,
+    store: Arc<dyn Store>,
+    load: &Load<'_>,
+) -> Result<Opened, JobError> {
+    let start_over = mode == Mode::StartOver;
     let manifest = Manifest::new(store.clone());
     // A job's folder and numeric class never change, so they may be read before the lock is taken.
     let before = match mode {
         Mode::StartOver => None,
         Mode::Run | Mode::Resume => manifest.job()?,
     };
-    let loaded = load_model(&spec, before.as_ref().and_then(numeric_class))?;
+    let loaded = load(&spec, before.as_ref().and_then(numeric_class))?;
     loaded.notes.iter().for_each(|note| terminal.detail(note));
     let shares = shares(&spec, &loaded)?;
     let folder = before.map(|job| PathBuf::from(job.folder));
@@ -292,6 +311,7 @@ pub fn open(spec: Spec, mode: Mode, terminal: &Terminal) -> Result<Opened, JobEr
     if lock.is_some() {
         store.clear_temporaries()?;
     }
+    manifest.settle()?;
     let ours = fingerprint(&spec, &loaded.facts);
     let output = spec.output.display().to_string();
     let mut job = manifest.job()?.filter(|_| !start_over);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -11,6 +12,7 @@ use super::manifest::{Job, Manifest, Record};
 use super::plan::{Batch, PlanSummary};
 use super::session::open_output;
 use super::tally::Tally;
+use crate::store::Store;
 
 /// Where a mini-batch stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -72,9 +74,18 @@ impl Survey {
     /// # Errors
     /// [`JobError::Usage`] when there is no job in it.
     pub fn open(output: &Path) -> Result<Survey, JobError> {
-        let manifest = Manifest::new(open_output(output));
+        Survey::on(open_output(output))
+    }
+
+    /// Opens the output that a store holds.
+    ///
+    /// # Errors
+    /// [`JobError::Usage`] when there is no job in it.
+    pub fn on(store: Arc<dyn Store>) -> Result<Survey, JobError> {
+        let manifest = Manifest::new(store);
         let job = manifest.job()?.ok_or_else(|| {
-            JobError::Usage(format!("`{}` holds no job of haul", output.display()))
+            let output = manifest.store().describe();
+            JobError::Usage(format!("`{output}` holds no job of haul"))
         })?;
         let records = manifest.records()?.into_iter().collect();
         let failed = manifest.failed()?.into_iter().collect();

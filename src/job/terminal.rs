@@ -10,6 +10,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// How much is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
+    /// Nothing at all: whoever runs the job has other ways to hear of it.
+    Silent,
     /// Errors only.
     Quiet,
     /// Progress and summary.
@@ -50,7 +52,7 @@ impl Terminal {
     pub fn begin(&mut self, done: u64) {
         self.start = Instant::now();
         self.first = done;
-        if self.verbosity == Verbosity::Quiet || !std::io::stderr().is_terminal() {
+        if self.verbosity <= Verbosity::Quiet || !std::io::stderr().is_terminal() {
             return;
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5));
@@ -120,6 +122,7 @@ impl Terminal {
 
     fn print(&self, text: &str) {
         match &self.bar {
+            _ if self.verbosity == Verbosity::Silent => {}
             Some(bar) => bar.suspend(|| tell(text)),
             None => tell(text),
         }

@@ -45,7 +45,14 @@ impl Verdict {
 /// # Errors
 /// When there is no job, or the store fails; damage is not an error but a mismatch.
 pub fn verify(output: &Path) -> Result<Verdict, JobError> {
-    let survey = Survey::open(output)?;
+    verify_survey(&Survey::open(output)?)
+}
+
+/// The same for an output that is open already.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_survey(survey: &Survey) -> Result<Verdict, JobError> {
     let schema = LineSchema::new();
     let mut verdict = Verdict::default();
     let mut wrong = Vec::new();

@@ -1,10 +1,12 @@
 //! Folders of this machine, or of a file server it has mounted.
 
+mod disk;
 mod files;
 mod lock;
 mod source;
 mod walk;
 
+pub use disk::{Disk, DiskFile, SystemDisk};
 pub use files::{LocalStore, annotated_name};
 pub use lock::{Lock, LockError};
 pub use source::{IdentityKind, LocalSource, SourceOptions};
