@@ -113,10 +113,13 @@ def main():
             if (built := run("--no-run")).returncode != 0:
                 sys.exit(f"mutant {number} does not compile:\n{built.stderr}")
             ran = run("--no-fail-fast")
-            red = sorted(set(re.findall(r"^test (\S+) \.\.\. FAILED", ran.stdout, re.M)))
-            print(f"{number:2} without {name}: {', '.join(red) or 'NOTHING WENT RED'}", flush=True)
-            if not red:
+            red = sorted(set(re.findall(r"^    (\w+)$", ran.stdout, re.M)))
+            if ran.returncode == 0:
                 survivors.append(number)
+                red = ["NOTHING WENT RED"]
+            elif not red:
+                sys.exit(f"mutant {number} could not be tried:\n{ran.stdout}{ran.stderr}")
+            print(f"{number:2} without {name}: {', '.join(red)}", flush=True)
             (copy / file).write_text(kept)
     if survivors:
         sys.exit(f"survived: {survivors}")
