@@ -25,6 +25,7 @@ use crate::model;
 use crate::pool;
 use crate::store::{
     Listed, LocalSource, LocalStore, Lock, LockError, Skip, Source, SourceOptions, Store,
+    is_manifest,
 };
 
 /// The lock's name in an output.
@@ -226,6 +227,24 @@ fn same_place(a: &Path, b: &Path) -> bool {
     a == b || canonical(a).is_some_and(|a| canonical(b) == Some(a))
 }
 
+/// Refuses a manifest that names another folder than when its job was made: of any other input the
+/// fingerprint holds the place, but a manifest's prefix is in the file.
+fn same_folder(job: &Job, spec: &Spec, source: &dyn Source) -> Result<(), JobError> {
+    match &spec.input {
+        Input::Path(path) if is_manifest(path) && job.folder != source.root() => {
+            Err(JobError::Usage(format!(
+                "`{}` names pictures in `{}`; the job in `{}` was made of those in `{}` (put the \
+                 prefix back, or use another --output)",
+                path.display(),
+                source.root(),
+                spec.output.display(),
+                job.folder
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The store of an output.
 #[must_use]
 pub fn open_output(output: &Path) -> Arc<dyn Store> {
@@ -296,7 +315,10 @@ pub fn open(spec: Spec, mode: Mode, terminal: &Terminal) -> Result<Opened, JobEr
     let output = spec.output.display().to_string();
     let mut job = manifest.job()?.filter(|_| !start_over);
     match &job {
-        Some(job) => check(&job.fingerprint, &ours, &output)?,
+        Some(job) => {
+            check(&job.fingerprint, &ours, &output)?;
+            same_folder(job, &spec, &*source)?;
+        }
         None if start_over => {}
         None => {
             if let Some(name) = manifest.first_foreign()? {

@@ -37,7 +37,7 @@ settings! {
     /// Checkpoint: an Ultralytics .pt, or .safetensors or .haulpack made by `haul model`
     #[arg(long, short, value_name = "FILE", help_heading = "What")]
     model: PathBuf,
-    /// Folder, picture, list of paths (.txt), or - for a list on standard input
+    /// Folder, picture, list of paths (.txt), SageMaker manifest (.json), or - for a list on stdin
     #[arg(long, short, value_name = "DIR|FILE|LIST|-", help_heading = "What")]
     input: PathBuf,
     /// Folder for the results; run again with the same one to go on

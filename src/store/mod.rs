@@ -18,6 +18,7 @@ pub use hash::{hex, sha256, sha256_of};
 pub use key::Key;
 pub use local::{
     IdentityKind, LocalSource, LocalStore, Lock, LockError, SourceOptions, annotated_name,
+    is_manifest,
 };
 
 use std::fmt::Debug;

@@ -1,10 +1,12 @@
 //! Folders of this machine, or of a file server it has mounted.
 
 mod files;
+mod lists;
 mod lock;
 mod source;
 mod walk;
 
 pub use files::{LocalStore, annotated_name};
+pub use lists::is_manifest;
 pub use lock::{Lock, LockError};
 pub use source::{IdentityKind, LocalSource, SourceOptions};

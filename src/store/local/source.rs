@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::lists::{Prefix, is_manifest, malformed, plain, read_manifest};
 use super::walk::{Entry, Walk};
 use crate::store::hash::{sha256, sha256_of};
-use crate::store::sorter::Sorter;
+use crate::store::sorter::{Sorted, Sorter};
 use crate::store::{
     Identity, Key, LinkFault, Listed, Listing, Object, ReadError, Select, Skip, Source, StoreError,
 };
@@ -49,6 +50,8 @@ enum Names {
     One(Key),
     /// The lines of a file; keys are the lines.
     List(PathBuf),
+    /// The elements of a SageMaker manifest, whose prefix was this when it was opened.
+    Manifest(PathBuf, Prefix),
     /// The lines of a spooled standard input.
     Spooled(File),
 }
@@ -63,10 +66,11 @@ pub struct LocalSource {
 }
 
 impl LocalSource {
-    /// A folder, a picture, or a list (a name that ends in `.txt` or `.lst`).
+    /// A folder, a picture, a list (a name that ends in `.txt` or `.lst`), or a SageMaker manifest
+    /// (`.json`, `.manifest`).
     ///
     /// # Errors
-    /// When the input does not exist or may not be read.
+    /// When the input does not exist, may not be read, or is a list that is malformed.
     pub fn open(input: &Path, options: SourceOptions) -> Result<LocalSource, StoreError> {
         let fault = |error| StoreError::new("read the input", input, error);
         if fs::metadata(input).map_err(fault)?.is_dir() {
@@ -76,6 +80,13 @@ impl LocalSource {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
+        if is_manifest(input) {
+            let folder = folder.canonicalize().map_err(fault)?;
+            let path = folder.join(input.file_name().unwrap_or_default());
+            let prefix = read_manifest(&path, &folder, |_| Ok(()))?;
+            let root = prefix.root.clone();
+            return LocalSource::rooted(&root, Names::Manifest(path, prefix), options);
+        }
         let is_list = input.extension().is_some_and(|e| e == "txt" || e == "lst");
         let names = if is_list {
             Names::List(input.canonicalize().map_err(fault)?)
@@ -212,16 +223,41 @@ impl LocalSource {
             if index == 0 {
                 name = name.strip_prefix("\u{feff}".as_bytes()).unwrap_or(name);
             }
-            while let Some(rest) = name.strip_prefix(b"./") {
-                name = rest;
-            }
+            name = plain(name);
             if !name.is_empty() {
                 sorter.push(name.to_vec(), 0)?;
             }
         }
+        Ok(self.in_order(sorter.finish()?, select, after))
+    }
+
+    fn list_manifest<'a>(
+        &'a self,
+        path: &Path,
+        opened: &Prefix,
+        select: &'a dyn Select,
+        after: Option<&Key>,
+    ) -> Result<Listing<'a>, StoreError> {
+        let mut sorter = Sorter::new();
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let prefix = read_manifest(path, folder, |key| sorter.push(key, 0))?;
+        if prefix != *opened {
+            return Err(malformed(path, "element 1: the prefix was changed while it was in use"));
+        }
+        let sorted = sorter.finish().map_err(|error| StoreError::new("sort", path, error))?;
+        Ok(self.in_order(sorted, select, after))
+    }
+
+    /// What the sorted names of a list are.
+    fn in_order<'a>(
+        &'a self,
+        sorted: Sorted,
+        select: &'a dyn Select,
+        after: Option<&Key>,
+    ) -> Listing<'a> {
         let after = after.cloned();
         let mut previous: Option<Key> = None;
-        Ok(Box::new(sorter.finish()?.filter_map(move |item| {
+        Box::new(sorted.filter_map(move |item| {
             let key = match item {
                 Ok((name, _)) => Key::new(name),
                 Err(error) => return Some(Err(StoreError::new("sort", &self.root, error))),
@@ -240,7 +276,7 @@ impl LocalSource {
                 }
                 _ => Some(self.named(key)),
             }
-        })))
+        }))
     }
 
     fn read_once(&self, object: &Object) -> Result<Vec<u8>, ReadError> {
@@ -300,6 +336,7 @@ impl Source for LocalSource {
                 let file = File::open(path).map_err(fault)?;
                 self.list_lines(BufReader::new(file), select, after).map_err(fault)
             }
+            Names::Manifest(path, prefix) => self.list_manifest(path, prefix, select, after),
             Names::Spooled(file) => {
                 let lines = BufReader::new(FromStart { file, offset: 0 });
                 self.list_lines(lines, select, after).map_err(fault)
@@ -366,7 +403,7 @@ impl Source for LocalSource {
         match &self.names {
             Names::Tree => self.root.display().to_string(),
             Names::One(key) => self.path(key).display().to_string(),
-            Names::List(path) => path.display().to_string(),
+            Names::List(path) | Names::Manifest(path, _) => path.display().to_string(),
             Names::Spooled(_) => "-".to_owned(),
         }
     }
