@@ -1,4 +1,4 @@
-//! Inputs that are more than a folder: SageMaker's manifests.
+//! Inputs that are more than a folder: SageMaker's manifests, and tables.
 
 mod common;
 
@@ -82,4 +82,90 @@ fn a_malformed_manifest_writes_nothing() {
     }
     fs::write(at("m.json"), r#"[{"prefix":"photos/"}]"#).unwrap();
     Haul::run(at("m.json"), &at("out")).exits(5).says("no picture found");
+}
+
+#[test]
+fn a_table_carries_its_other_columns_to_the_lines() {
+    let root = photos();
+    let at = |name: &str| root.path().join(name);
+    let text = "\u{feff}site,Path,note\r\nB,./1/00001.png,\"a \"\"b\"\", c\"\r\nA,0/00000.jpg,\r\n\r\n\
+                A,0/00000.jpg,\r\nC,not/there.jpg,é\r\n";
+    fs::write(at("photos/t.csv"), text).unwrap();
+    Haul::run(at("photos/t.csv"), &at("out")).exits(3).says("1 named twice in the list");
+    let found = String::from_utf8(concatenated(&at("out"))).unwrap();
+    let ends: Vec<&str> =
+        found.lines().map(|line| line.split_once(",\"meta\"").unwrap().1).collect();
+    let expected = [
+        r#":{"site":"A","note":""}}"#,
+        r#":{"site":"B","note":"a \"b\", c"}}"#,
+        r#":{"site":"C","note":"é"}}"#,
+    ];
+    assert_eq!(ends, expected);
+    Haul::new("verify").arg(at("out")).exits(3);
+    for form in ["csv", "coco"] {
+        let dest = at(form);
+        Haul::new("export").arg(at("out")).args(["--to", form, "--dest"]).arg(dest).exits(0);
+    }
+
+    // But for meta the lines are those of a list.
+    let list = "0/00000.jpg\n1/00001.png\nnot/there.jpg\n";
+    fs::write(at("photos/list.txt"), list).unwrap();
+    Haul::run(at("photos/list.txt"), &at("lines")).exits(3);
+    let without: String = found
+        .lines()
+        .map(|line| format!("{}}}\n", line.split_once(",\"meta\"").unwrap().0))
+        .collect();
+    assert_eq!(without.as_bytes(), concatenated(&at("lines")));
+    assert!(
+        !fs::read_to_string(at("lines/_manifest/plan-00000000.jsonl")).unwrap().contains("meta")
+    );
+    assert!(!fs::read_to_string(at("lines/_manifest/job.json")).unwrap().contains("\"meta"));
+
+    // What a crash left is adopted, if it has the planned meta.
+    let unfinish = || {
+        fs::remove_file(at("out/_SUCCESS.json")).unwrap();
+        fs::remove_file(at("out/_manifest/done/00000000.json")).unwrap();
+    };
+    unfinish();
+    Haul::new("resume").arg(at("out")).exits(3);
+    assert_eq!(found.as_bytes(), concatenated(&at("out")));
+    unfinish();
+    fs::write(at("out/part-00000000.jsonl"), found.replace("\"site\":\"B\"", "\"site\":\"X\""))
+        .unwrap();
+    Haul::new("resume").arg(at("out")).exits(2).says("line 2 has not the meta that the plan has");
+}
+
+#[test]
+fn another_meta_is_a_changed_picture() {
+    let root = photos();
+    let at = |name: &str| root.path().join(name);
+    let write = |text: &str| fs::write(at("photos/t.csv"), text).unwrap();
+    let run = |out: &str| Haul::run(at("photos/t.csv"), &at(out));
+    write("image,site\n0/00000.jpg,A\n0/00003.jpg,A\n");
+    run("out").exits(0);
+    run("out").exits(0).says("nothing is new");
+    write("image,site\n0/00000.jpg,A\n0/00003.jpg,B\n");
+    run("out").exits(2).says("0 new, 1 changed and 0 gone");
+    run("next").arg("--since").arg(at("out")).exits(0);
+    assert_eq!(images(&at("next")), ["0/00003.jpg"]);
+    run("out").args(["--key-column", "image"]).exits(2).says("key_column was null, is \"image\"");
+}
+
+#[test]
+fn a_table_that_contradicts_itself_writes_nothing() {
+    let root = photos();
+    let at = |name: &str| root.path().join(name);
+    let run = || Haul::run(at("t.csv"), &at("out"));
+    for (text, expected) in [
+        ("image,site\nb,1\na,1\nb,1\na,2\n", "rows 3 and 5 are both about `a`"),
+        ("image,site\na,1\nb\n", "row 3 has 1 fields, the header has 2"),
+        ("site\n1\n", "--key-column NAME"),
+    ] {
+        fs::write(at("t.csv"), text).unwrap();
+        run().exits(2).says(expected);
+        assert!(!at("out").exists(), "{text}");
+    }
+    run().args(["--key-column", "where"]).exits(2).says("no column `where`");
+    let folder = Haul::run(at("photos"), &at("out"));
+    folder.args(["--key-column", "site"]).exits(2).says("--input is no .csv file");
 }

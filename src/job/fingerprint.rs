@@ -75,6 +75,7 @@ pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
         ("decode", decode),
         ("line_schema", json!(LINE_SCHEMA)),
         ("input", json!(input)),
+        ("key_column", json!(spec.key_column)),
         ("include", json!(spec.include)),
         ("exclude", json!(spec.exclude)),
         ("hidden", json!(spec.hidden)),

@@ -35,7 +35,7 @@ pub use estimate::{Estimate, dry_run};
 pub use exit::{EXIT_HELP, Exit, JobError};
 pub use fingerprint::{Fingerprint, ModelFacts};
 pub use line::{
-    Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, write_detections,
+    Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, Meta, write_detections,
     write_error,
 };
 pub use manifest::{Ancestor, Failure, Job, MANIFEST_SCHEMA, Manifest, Record, Success, part_name};

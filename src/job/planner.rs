@@ -171,8 +171,7 @@ pub fn drift(store: &dyn Store, terms: Terms<'_>) -> Result<Drift, JobError> {
                     planned.pop_front();
                 }
                 Some(before) if before.key == object.key => {
-                    let same = (before.size, &before.identity) == (object.size, &object.identity);
-                    drift.changed += u64::from(!same);
+                    drift.changed += u64::from(!before.is_same_version(&object));
                     planned.pop_front();
                     break;
                 }
@@ -220,7 +219,7 @@ mod tests {
             let after = after.cloned();
             let keys = self.0.iter().map(|name| Key::from(name.as_str()));
             let keys = keys.filter(move |key| after.as_ref().is_none_or(|after| key > after));
-            let object = |key| Object { key, size: 1, identity: Identity::Size };
+            let object = |key| Object { key, size: 1, identity: Identity::Size, meta: None };
             Ok(Box::new(keys.map(move |key| Ok(Listed::Object(object(key))))))
         }
         fn read(&self, _: &Object) -> Result<Vec<u8>, ReadError> {

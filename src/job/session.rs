@@ -24,8 +24,8 @@ use crate::engine::{self, Engine};
 use crate::model;
 use crate::pool;
 use crate::store::{
-    Listed, LocalSource, LocalStore, Lock, LockError, Skip, Source, SourceOptions, Store,
-    is_manifest,
+    LARGEST_META, Listed, LocalSource, LocalStore, Lock, LockError, Skip, Source, SourceOptions,
+    Store, is_manifest, is_table,
 };
 
 /// The lock's name in an output.
@@ -153,11 +153,12 @@ fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
     let facts = &loaded.facts;
     let longest_label = facts.labels.iter().map(String::len).max().unwrap_or(0);
     let side = facts.imgsz as usize;
+    let meta = if from_table(spec) { LARGEST_META as u64 + 8 } else { 0 };
     let needs = Needs {
         weights: loaded.engine.weight_bytes(),
         arena: loaded.engine.scratch_bytes(side, side) + pool::kept_bytes(side),
         parts: (open_pictures(spec, workers) + spec.caps.pictures) as u64
-            * longest_line(spec.max_det, longest_label),
+            * (longest_line(spec.max_det, longest_label) + meta),
         picture: spec.limits.max_memory,
     };
     divide(spec.memory_budget, workers, needs)
@@ -190,8 +191,17 @@ pub enum Mode {
 pub fn open_source(spec: &Spec, stdin: Stdin) -> Result<Arc<dyn Source>, JobError> {
     let mut avoid = vec![spec.output.clone()];
     avoid.extend(spec.annotate.clone());
-    let options =
-        SourceOptions { follow_symlinks: spec.follow_symlinks, identity: spec.identity, avoid };
+    let options = SourceOptions {
+        follow_symlinks: spec.follow_symlinks,
+        identity: spec.identity,
+        avoid,
+        key_column: spec.key_column.clone(),
+    };
+    if spec.key_column.is_some() && !from_table(spec) {
+        return Err(JobError::Usage(
+            "--key-column names a column of a table; --input is no .csv file".into(),
+        ));
+    }
     let source = match &spec.input {
         Input::Stdin => {
             let here = || std::env::current_dir().unwrap_or_default();
@@ -225,6 +235,11 @@ pub fn open_source(spec: &Spec, stdin: Stdin) -> Result<Arc<dyn Source>, JobErro
 fn same_place(a: &Path, b: &Path) -> bool {
     let canonical = |path: &Path| path.canonicalize().ok();
     a == b || canonical(a).is_some_and(|a| canonical(b) == Some(a))
+}
+
+/// Whether the pictures are named by a table, so that their lines carry meta.
+fn from_table(spec: &Spec) -> bool {
+    matches!(&spec.input, Input::Path(path) if is_table(path) && !path.is_dir())
 }
 
 /// Refuses a manifest that names another folder than when its job was made: of any other input the

@@ -37,9 +37,12 @@ settings! {
     /// Checkpoint: an Ultralytics .pt, or .safetensors or .haulpack made by `haul model`
     #[arg(long, short, value_name = "FILE", help_heading = "What")]
     model: PathBuf,
-    /// Folder, picture, list of paths (.txt), SageMaker manifest (.json), or - for a list on stdin
+    /// Folder, picture, list of paths (.txt), SageMaker manifest (.json), table (.csv), or - for a list on stdin
     #[arg(long, short, value_name = "DIR|FILE|LIST|-", help_heading = "What")]
     input: PathBuf,
+    /// Column of a CSV --input that holds the pictures [default: the one named image, key, path, file or filename]
+    #[arg(long, value_name = "NAME", help_heading = "Which pictures")]
+    key_column: String,
     /// Folder for the results; run again with the same one to go on
     #[arg(long, short, value_name = "DIR", help_heading = "What")]
     output: PathBuf,

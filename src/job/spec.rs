@@ -67,6 +67,8 @@ pub struct Spec {
     pub agnostic: bool,
     /// Letterbox to a square.
     pub square: bool,
+    /// The column of a table that holds the keys.
+    pub key_column: Option<String>,
     /// `--include`.
     pub include: Vec<String>,
     /// `--exclude`.
@@ -194,6 +196,7 @@ impl Spec {
             classes: s.classes.clone().filter(|classes| !classes.is_empty()),
             agnostic: s.agnostic == Some(true),
             square: s.square == Some(true),
+            key_column: s.key_column.clone(),
             include: s.include.clone().unwrap_or_default(),
             exclude: s.exclude.clone().unwrap_or_default(),
             hidden: s.hidden == Some(true),

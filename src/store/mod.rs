@@ -18,7 +18,7 @@ pub use hash::{hex, sha256, sha256_of};
 pub use key::Key;
 pub use local::{
     IdentityKind, LocalSource, LocalStore, Lock, LockError, SourceOptions, annotated_name,
-    is_manifest,
+    is_manifest, is_table,
 };
 
 use std::fmt::Debug;
@@ -111,6 +111,20 @@ pub struct Object {
     pub size: u64,
     /// What tells this version of it from another.
     pub identity: Identity,
+    /// What a table says about it besides its key: the text of a JSON object of texts, which has no
+    /// blanks between its tokens.
+    pub meta: Option<Box<str>>,
+}
+
+/// The most bytes that [`Object::meta`] may have, so that a plan and its lines fit in memory.
+pub const LARGEST_META: usize = 16 << 10;
+
+impl Object {
+    /// Whether another listing's object of this key is the same version, with the same meta.
+    #[must_use]
+    pub fn is_same_version(&self, other: &Object) -> bool {
+        (self.size, &self.identity, &self.meta) == (other.size, &other.identity, &other.meta)
+    }
 }
 
 /// Why a listed name is not planned.

@@ -1,4 +1,4 @@
-//! Lists that are more than lines: SageMaker's ManifestFile, an array in JSON.
+//! Lists that are more than lines: SageMaker's ManifestFile, an array in JSON (tables are in `table`).
 //!
 //! They are read as streams with a bound on the bytes of each name; what is wrong is said with the
 //! number of the element.
@@ -17,9 +17,9 @@ use crate::store::StoreError;
 const LONGEST_KEY: usize = 4096;
 
 /// Bytes of a file that may be read for one name.
-const LONGEST_ITEM: u64 = 256 << 10;
+pub(super) const LONGEST_ITEM: u64 = 256 << 10;
 
-fn too_long() -> io::Error {
+pub(super) fn too_long() -> io::Error {
     let what = format!("more than {LONGEST_ITEM} bytes (is a quote left open?)");
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
@@ -32,7 +32,7 @@ pub fn is_manifest(path: &Path) -> bool {
     has_suffix(path, &["json", "manifest"])
 }
 
-fn has_suffix(path: &Path, suffixes: &[&str]) -> bool {
+pub(super) fn has_suffix(path: &Path, suffixes: &[&str]) -> bool {
     let suffix = path.extension().and_then(OsStr::to_str).unwrap_or_default();
     suffixes.iter().any(|one| suffix.eq_ignore_ascii_case(one))
 }
@@ -51,7 +51,7 @@ pub(super) fn plain(mut name: &[u8]) -> &[u8] {
 }
 
 /// What the system cannot have as a path, said before it is asked for.
-fn check_key(key: &[u8]) -> Result<(), String> {
+pub(super) fn check_key(key: &[u8]) -> Result<(), String> {
     if key.is_empty() {
         Err("names nothing".to_owned())
     } else if key.contains(&0) {
