@@ -1,4 +1,4 @@
-//! Inputs that are more than a folder: SageMaker's manifests, and tables.
+//! Inputs that are more than a folder: SageMaker's manifests, tables, samples.
 
 mod common;
 
@@ -6,6 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use common::binary::{Haul, by_image, concatenated, fill, lines};
+use haul::job::Sample;
+use haul::store::Key;
 
 fn images(output: &Path) -> Vec<String> {
     lines(output).into_iter().map(|line| line.image).collect()
@@ -168,4 +170,47 @@ fn a_table_that_contradicts_itself_writes_nothing() {
     run().args(["--key-column", "where"]).exits(2).says("no column `where`");
     let folder = Haul::run(at("photos"), &at("out"));
     folder.args(["--key-column", "site"]).exits(2).says("--input is no .csv file");
+}
+
+#[test]
+fn a_sample_is_a_choice_that_anybody_can_draw_again() {
+    let root = photos();
+    let at = |name: &str| root.path().join(name);
+    fill(&at("photos"), 6..40);
+    let run = |out: &str| Haul::run(at("photos"), &at(out));
+    run("whole").exits(0);
+    let all = images(&at("whole"));
+    let sample = |seed, pictures: usize| {
+        let sample = Sample { pictures: 0, seed };
+        let mut ranked: Vec<_> = all.iter().collect();
+        ranked.sort_by_key(|image| sample.rank(&Key::from(image.as_str())));
+        ranked.truncate(pictures);
+        ranked.sort();
+        ranked.into_iter().cloned().collect::<Vec<_>>()
+    };
+    let more = ["--max-images", "2"];
+    run("ten").args(["--sample", "10"]).args(more).exits(0).says("not planned: 30 not chosen by");
+    assert_eq!(images(&at("ten")), sample(0, 10));
+    run("seed").args(["--sample", "10", "--seed", "9"]).exits(0);
+    assert_eq!(images(&at("seed")), sample(9, 10));
+    assert_ne!(images(&at("seed")), images(&at("ten")));
+    run("first").args(["--sample", "10", "--limit", "3"]).exits(0);
+    assert_eq!(images(&at("first")), sample(0, 10)[..3]);
+    run("all").args(["--sample", "41"]).exits(0);
+    assert_eq!(concatenated(&at("all")), concatenated(&at("whole")));
+
+    // What was not chosen is not new; another sample is another job.
+    run("ten").args(["--sample", "10"]).args(more).exits(0).says("nothing is new");
+    let other = run("ten").args(["--sample", "10", "--seed", "1"]).args(more);
+    other.exits(2).says("seed was 0, is 1");
+    run("ten").args(more).exits(2).says("sample was 10, is null");
+
+    // Since the first ten: a sample of the other thirty.
+    let since = |out| run(out).arg("--since").arg(at("ten")).args(["--sample", "20"]);
+    since("rest").exits(0).says("10 already in the outputs").says("10 not chosen by --sample");
+    let rest = sample(0, 30).into_iter().filter(|image| !sample(0, 10).contains(image));
+    assert_eq!(images(&at("rest")), rest.collect::<Vec<_>>());
+
+    run("none").args(["--sample", "0"]).exits(2).says("--sample is 0");
+    run("none").args(["--seed", "1"]).exits(2).says("there is no --sample");
 }

@@ -82,6 +82,8 @@ pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
         ("follow_symlinks", json!(spec.follow_symlinks)),
         ("identity", json!(identity)),
         ("limit", json!(spec.limit)),
+        ("sample", json!(spec.sample.map(|sample| sample.pictures))),
+        ("seed", json!(spec.sample.map(|sample| sample.seed))),
         ("since", json!(spec.since)),
         ("max_payload_bytes", json!(spec.caps.payload)),
         ("max_images", json!(spec.caps.pictures)),

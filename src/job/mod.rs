@@ -20,6 +20,7 @@ mod plan;
 mod planner;
 mod report;
 mod runner;
+mod sample;
 mod select;
 mod session;
 mod settings;
@@ -45,6 +46,7 @@ pub use plan::{Batch, Caps, Cutter, PLAN_SCHEMA, PlanSummary, Segment, segment_n
 pub use planner::{Drift, Planner, Terms, drift};
 pub use report::{Report, Stages};
 pub use runner::{Outcome, run};
+pub use sample::Sample;
 pub use select::{Names, is_picture_name};
 pub use session::{
     Loaded, Mode, Opened, Session, Stdin, load_model, open, open_output, open_source,

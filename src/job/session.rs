@@ -72,6 +72,7 @@ impl Session {
             caps: self.spec.caps,
             limit: self.spec.limit,
             known: self.known.as_deref(),
+            sample: self.spec.sample,
         }
     }
 }
@@ -364,6 +365,8 @@ pub fn open(spec: Spec, mode: Mode, terminal: &Terminal) -> Result<Opened, JobEr
             caps: spec.caps,
             limit: spec.limit,
             known: known.as_deref(),
+            // A sample of something is something, and would list twice to find that out.
+            sample: None,
         };
         if let Some(text) = nothing_to_plan(&terms)?
             && spec.since.is_empty()

@@ -90,6 +90,12 @@ settings! {
     /// Plan at most so many pictures
     #[arg(long, value_name = "N", help_heading = "Which pictures")]
     limit: u64,
+    /// Plan so many pictures, chosen at random; the same ones each time
+    #[arg(long, value_name = "N", help_heading = "Which pictures")]
+    sample: u64,
+    /// Which choice of --sample pictures [default: 0]
+    #[arg(long, value_name = "S", help_heading = "Which pictures")]
+    seed: u64,
     /// Plan only what is new or changed since these outputs (repeatable; DIR/ means all in it)
     #[arg(long, value_name = "OUT|DIR/", help_heading = "Which pictures")]
     #[serde(deserialize_with = "words")]

@@ -152,11 +152,13 @@ pub enum Skip {
     Duplicate,
     /// `--since`: known, and unchanged.
     Known,
+    /// `--sample` has not chosen it.
+    NotSampled,
 }
 
 impl Skip {
     /// Every reason, in the order in which summaries name them.
-    pub const ALL: [Skip; 11] = [
+    pub const ALL: [Skip; 12] = [
         Skip::Hidden,
         Skip::Foreign,
         Skip::NoSuffix,
@@ -168,6 +170,7 @@ impl Skip {
         Skip::Folder,
         Skip::Duplicate,
         Skip::Known,
+        Skip::NotSampled,
     ];
 
     /// The reason's name in plan files and in `--json` summaries.
@@ -185,6 +188,7 @@ impl Skip {
             Skip::Folder => "folder",
             Skip::Duplicate => "duplicate",
             Skip::Known => "known",
+            Skip::NotSampled => "not_sampled",
         }
     }
 
@@ -203,6 +207,7 @@ impl Skip {
             Skip::Folder => "folders named in the list (name pictures, or use --input FOLDER)",
             Skip::Duplicate => "named twice in the list",
             Skip::Known => "already in the outputs named by --since",
+            Skip::NotSampled => "not chosen by --sample",
         }
     }
 }
