@@ -58,6 +58,7 @@ pub fn dry_run(spec: &Spec) -> Result<Estimate, JobError> {
         caps: spec.caps,
         limit: spec.limit,
         known: known.as_ref(),
+        sample: spec.sample,
     };
     let mut plan = PlanSummary::default();
     let mut sample = Sample::default();

@@ -111,7 +111,7 @@ impl JobError {
             JobError::Lock(LockError::Refused { .. }) => Exit::Refused,
             JobError::Store(error) | JobError::Lock(LockError::Store(error)) => {
                 match error.class() {
-                    Class::Denied => Exit::Refused,
+                    Class::Denied | Class::Malformed => Exit::Refused,
                     Class::Full | Class::Transient => Exit::Failed,
                 }
             }

@@ -162,7 +162,9 @@ impl Feeder {
         message: &str,
     ) -> Option<Result<(), String>> {
         let mut answer = blank(order, index);
-        write_error(&mut answer.line, &order.batch.objects[index].key, code, "fetch", message);
+        let object = &order.batch.objects[index];
+        let meta = object.meta.as_deref();
+        write_error(&mut answer.line, &object.key, meta, code, "fetch", message);
         answer.tally = failed(code);
         self.events.send(Event::Answer(Box::new(answer))).ok().map(Ok)
     }
@@ -174,14 +176,15 @@ impl Feeder {
         let mut answer = blank(order, index);
         Box::new(move |outcome: Outcome| {
             let Outcome { result, spent, ticket } = outcome;
-            let key = &batch.objects[index].key;
+            let Object { key, meta, .. } = &batch.objects[index];
+            let meta = meta.as_deref();
             answer.spent = spent;
             match result {
                 Ok(analysis) => {
                     let size = (analysis.width, analysis.height);
                     let found = analysis.found.iter().copied();
                     let line = &mut answer.line;
-                    write_detections(line, key, size, analysis.truncated, found, &labels);
+                    write_detections(line, key, meta, size, analysis.truncated, found, &labels);
                     answer.tally.ok = 1;
                     for found in &analysis.found {
                         let label = labels.get(found.class as usize).cloned().unwrap_or_default();
@@ -191,7 +194,7 @@ impl Feeder {
                 }
                 Err(Failure::Picture(error)) => {
                     let code = error.code.as_str();
-                    write_error(&mut answer.line, key, code, "decode", &error.message);
+                    write_error(&mut answer.line, key, meta, code, "decode", &error.message);
                     answer.tally = failed(code);
                 }
                 Err(Failure::Worker(reason)) => {

@@ -81,6 +81,47 @@ pub struct LineError {
     pub message: String,
 }
 
+/// What a table says about a picture besides its key: texts by column, in the table's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meta(pub Vec<(String, String)>);
+
+impl Meta {
+    /// The text that lines and plans carry.
+    ///
+    /// # Panics
+    /// Never: texts have a JSON form.
+    #[must_use]
+    pub fn to_text(&self) -> Box<str> {
+        serde_json::to_string(self).expect("it is an object of texts. This is a bug.").into()
+    }
+}
+
+impl Serialize for Meta {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, text)| (name, text)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Meta {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Meta, D::Error> {
+        struct Fields;
+        impl<'de> serde::de::Visitor<'de> for Fields {
+            type Value = Meta;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of texts")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Meta, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Meta(fields))
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
 /// A line as readers see it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +146,9 @@ pub struct Line {
     /// Or why nothing could be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<LineError>,
+    /// What the table that named the picture says about it besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meta: Option<Meta>,
 }
 
 impl Line {
@@ -125,10 +169,11 @@ impl Line {
     }
 }
 
-/// Appends the line of a picture that was read.
+/// Appends the line of a picture that was read; `meta` is [`Meta::to_text`]'s.
 pub fn write_detections(
     line: &mut Vec<u8>,
     key: &Key,
+    meta: Option<&str>,
     (width, height): (u32, u32),
     truncated: bool,
     found: impl IntoIterator<Item = Found>,
@@ -157,11 +202,19 @@ pub fn write_detections(
         }
         line.extend(b"]}");
     }
-    line.extend(b"]}\n");
+    line.push(b']');
+    end(line, meta);
 }
 
-/// Appends the line of a picture that could not be read.
-pub fn write_error(line: &mut Vec<u8>, key: &Key, code: &str, stage: &str, message: &str) {
+/// Appends the line of a picture that could not be read; `meta` is [`Meta::to_text`]'s.
+pub fn write_error(
+    line: &mut Vec<u8>,
+    key: &Key,
+    meta: Option<&str>,
+    code: &str,
+    stage: &str,
+    message: &str,
+) {
     begin(line, key);
     for (name, value) in
         [(",\"error\":{\"code\":", code), (",\"stage\":", stage), (",\"message\":", message)]
@@ -169,10 +222,11 @@ pub fn write_error(line: &mut Vec<u8>, key: &Key, code: &str, stage: &str, messa
         line.extend(name.as_bytes());
         quote(line, value);
     }
-    line.extend(b"}}\n");
+    line.push(b'}');
+    end(line, meta);
 }
 
-/// The most bytes a line can have with so many detections of labels no longer than this.
+/// The most bytes a line without meta can have with so many detections of labels no longer than this.
 #[must_use]
 pub(super) fn longest_line(max_det: usize, longest_label: usize) -> u64 {
     // A key has at most 4,096 bytes, each at most 6 as JSON text and 4/3 in base64.
@@ -187,6 +241,14 @@ fn begin(line: &mut Vec<u8>, key: &Key) {
         line.extend(b",\"image_b64\":");
         quote(line, &code);
     }
+}
+
+fn end(line: &mut Vec<u8>, meta: Option<&str>) {
+    if let Some(meta) = meta {
+        line.extend(b",\"meta\":");
+        line.extend(meta.as_bytes());
+    }
+    line.extend(b"}\n");
 }
 
 fn quote(line: &mut Vec<u8>, text: &str) {
@@ -247,8 +309,10 @@ mod tests {
         let mut line = Vec::new();
         let found = Found { class: 0, score: 0.931_921, bbox: [6.009, 166.607, 154.483, 262.237] };
         let labels = ["person".to_owned()];
-        write_detections(&mut line, &Key::from("a/b.jpg"), (640, 427), false, [found], &labels);
-        write_error(&mut line, &Key::new(*b"\xff\n.jpg"), "truncated", "decode", "It ends early.");
+        let key = Key::from("a/b.jpg");
+        write_detections(&mut line, &key, None, (640, 427), false, [found], &labels);
+        let key = Key::new(*b"\xff\n.jpg");
+        write_error(&mut line, &key, None, "truncated", "decode", "It ends early.");
         let expected = concat!(
             r#"{"image":"a/b.jpg","width":640,"height":427,"detections":[{"class":0,"label":"person","#,
             r#""score":0.931921,"box":[6.009,166.607,154.483,262.237]}]}"#,
@@ -271,6 +335,26 @@ mod tests {
     }
 
     #[test]
+    fn meta_is_the_last_field_of_any_line_and_keeps_its_order() {
+        let fields = [("site", "A"), ("a \"b\"", "é\n"), ("", "")];
+        let meta = Meta(fields.map(|(name, text)| (name.to_owned(), text.to_owned())).to_vec());
+        let text = meta.to_text();
+        assert_eq!(&*text, "{\"site\":\"A\",\"a \\\"b\\\"\":\"é\\n\",\"\":\"\"}");
+        let key = Key::from("a.jpg");
+        let (mut found, mut failed) = (Vec::new(), Vec::new());
+        write_detections(&mut found, &key, Some(&text), (1, 1), false, [], &[]);
+        write_error(&mut failed, &key, Some(&text), "gone", "fetch", "It is gone.");
+        let end = format!(",\"meta\":{text}}}\n");
+        for line in [found, failed] {
+            assert!(line.ends_with(end.as_bytes()));
+            LineSchema::new().check(&serde_json::from_slice(&line).unwrap()).unwrap();
+            let read = Line::parse(&line).unwrap();
+            assert_eq!(read.meta.as_ref(), Some(&meta));
+            assert_eq!(serde_json::to_vec(&read).unwrap(), line[..line.len() - 1]);
+        }
+    }
+
+    #[test]
     fn the_schema_refuses_what_is_not_a_line() {
         let schema = LineSchema::new();
         let bad = [
@@ -283,6 +367,8 @@ mod tests {
             r#"{"image":"a","width":1,"height":1,"detections":[{"class":1,"label":"","score":1.5,"box":[0,0,1,1]}]}"#,
             r#"{"image":"a","width":1,"height":1,"detections":[{"class":1,"label":"","score":0.5,"box":[0,0,1]}]}"#,
             r#"{"image":"a","error":{"code":"Not A Word","stage":"decode","message":"m"}}"#,
+            r#"{"image":"a","meta":{"n":1},"error":{"code":"gone","stage":"fetch","message":"m"}}"#,
+            r#"{"image":"a","meta":"n","error":{"code":"gone","stage":"fetch","message":"m"}}"#,
             r#"{"image":"a","extra":1,"error":{"code":"gone","stage":"fetch","message":"m"}}"#,
         ];
         for text in bad {
@@ -297,7 +383,7 @@ mod tests {
         let found = (0..300).map(|_| Found { class: 0, score: 0.123_456, bbox });
         let mut line = Vec::new();
         let key = Key::new(vec![1; 4096]);
-        write_detections(&mut line, &key, (100_000, 100_000), true, found, &labels);
+        write_detections(&mut line, &key, None, (100_000, 100_000), true, found, &labels);
         assert!(line.len() as u64 <= longest_line(300, 20), "{}", line.len());
     }
 }

@@ -20,6 +20,7 @@ mod plan;
 mod planner;
 mod report;
 mod runner;
+mod sample;
 mod select;
 mod session;
 mod settings;
@@ -35,7 +36,7 @@ pub use estimate::{Estimate, dry_run};
 pub use exit::{EXIT_HELP, Exit, JobError};
 pub use fingerprint::{Fingerprint, ModelFacts};
 pub use line::{
-    Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, write_detections,
+    Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, Meta, write_detections,
     write_error,
 };
 pub use manifest::{Ancestor, Failure, Job, MANIFEST_SCHEMA, Manifest, Record, Success, part_name};
@@ -45,6 +46,7 @@ pub use plan::{Batch, Caps, Cutter, PLAN_SCHEMA, PlanSummary, Segment, segment_n
 pub use planner::{Drift, Planner, Terms, drift};
 pub use report::{Report, Stages};
 pub use runner::{Outcome, run};
+pub use sample::Sample;
 pub use select::{Names, is_picture_name};
 pub use session::{
     Load, Loaded, Mode, Opened, Session, Stdin, load_model, open, open_on, open_output, open_source,

@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
+use super::line::Meta;
 use crate::store::{Identity, Key, LinkFault, Object, Skip};
 
 /// Whole mini-batches in a segment; the last segment may have fewer.
@@ -345,6 +346,8 @@ struct ObjectText {
     sha256: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fault: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    meta: Option<Meta>,
 }
 
 impl ObjectText {
@@ -357,6 +360,9 @@ impl ObjectText {
             mtime_ns: None,
             sha256: None,
             fault: None,
+            meta: object.meta.as_deref().map(|text| {
+                serde_json::from_str(text).expect("meta is no object of texts. This is a bug.")
+            }),
         };
         match &object.identity {
             Identity::Mtime(ns) => text.mtime_ns = Some(*ns),
@@ -379,7 +385,8 @@ impl ObjectText {
             (None, None, Some("missing")) => Identity::Missing,
             _ => return Err(format!("the identity of {:?} makes no sense", self.key)),
         };
-        Ok(Object { key: key_of(self.key, self.key_b64)?, size: self.size, identity })
+        let meta = self.meta.map(|meta| meta.to_text());
+        Ok(Object { key: key_of(self.key, self.key_b64)?, size: self.size, identity, meta })
     }
 }
 
@@ -408,7 +415,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn object(key: &str, size: u64) -> Object {
-        Object { key: Key::from(key), size, identity: Identity::Mtime(7) }
+        Object { key: Key::from(key), size, identity: Identity::Mtime(7), meta: None }
     }
 
     fn cut(sizes: &[u64], caps: Caps) -> Vec<Segment> {
@@ -469,8 +476,9 @@ mod tests {
         let mut objects: Vec<Object> = keys
             .iter()
             .zip(identities)
-            .map(|(key, identity)| Object { key: Key::new(*key), size: 1, identity })
+            .map(|(key, identity)| Object { key: Key::new(*key), size: 1, identity, meta: None })
             .collect();
+        objects[2].meta = Some(r#"{"site":"A \"1\"","a":"é"}"#.into());
         objects.sort_by(|a, b| a.key.cmp(&b.key));
         let segment = Segment {
             number: 3,

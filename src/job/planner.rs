@@ -8,6 +8,7 @@ use std::path::Path;
 use super::chain::Chain;
 use super::exit::JobError;
 use super::plan::{Caps, Cutter, PlanSummary, Segment, segment_name};
+use super::sample::Sample;
 use super::since::Known;
 use crate::store::{Key, Listed, Listing, Object, PutNew, Select, Source, Store};
 
@@ -24,6 +25,8 @@ pub struct Terms<'a> {
     pub limit: Option<u64>,
     /// The outputs named by `--since`.
     pub known: Option<&'a Known>,
+    /// Which of the pictures, if not all.
+    pub sample: Option<Sample>,
 }
 
 impl<'a> Terms<'a> {
@@ -32,11 +35,16 @@ impl<'a> Terms<'a> {
     /// # Errors
     /// When the input cannot be listed.
     pub fn list(&self, after: Option<&Key>, planned: u64) -> Result<Listing<'a>, JobError> {
-        let listing = self.source.list(self.select, after)?;
-        let listing: Listing<'a> = match self.known {
-            None => listing,
-            Some(known) => Box::new(known.filter(listing)?),
+        let listing: Listing<'a> = match self.sample {
+            None => self.eligible(after)?,
+            Some(sample) => {
+                // Once for the ranks, once for the keys: so memory holds 8 bytes a picture.
+                let mut threshold = sample.threshold(self.eligible(after)?, planned)?;
+                Box::new(self.eligible(after)?.map(move |item| Ok(threshold.pass(item?))))
+            }
         };
+        // A limit comes after the sample: while a plan goes on, what is planned of one is planned
+        // of the other.
         let mut left = self.limit.map_or(u64::MAX, |limit| limit.saturating_sub(planned));
         Ok(Box::new(listing.map_while(move |item| {
             if matches!(item, Ok(Listed::Object(_))) {
@@ -44,6 +52,17 @@ impl<'a> Terms<'a> {
             }
             Some(item)
         })))
+    }
+}
+
+impl<'a> Terms<'a> {
+    /// What may be planned: selected by name, and new.
+    fn eligible(&self, after: Option<&Key>) -> Result<Listing<'a>, JobError> {
+        let listing = self.source.list(self.select, after)?;
+        Ok(match self.known {
+            None => listing,
+            Some(known) => Box::new(known.filter(listing)?),
+        })
     }
 }
 
@@ -172,8 +191,7 @@ pub fn drift(store: &dyn Store, terms: Terms<'_>) -> Result<Drift, JobError> {
                     planned.pop_front();
                 }
                 Some(before) if before.key == object.key => {
-                    let same = (before.size, &before.identity) == (object.size, &object.identity);
-                    drift.changed += u64::from(!same);
+                    drift.changed += u64::from(!before.is_same_version(&object));
                     planned.pop_front();
                     break;
                 }
@@ -221,7 +239,7 @@ mod tests {
             let after = after.cloned();
             let keys = self.0.iter().map(|name| Key::from(name.as_str()));
             let keys = keys.filter(move |key| after.as_ref().is_none_or(|after| key > after));
-            let object = |key| Object { key, size: 1, identity: Identity::Size };
+            let object = |key| Object { key, size: 1, identity: Identity::Size, meta: None };
             Ok(Box::new(keys.map(move |key| Ok(Listed::Object(object(key))))))
         }
         fn read(&self, _: &Object) -> Result<Vec<u8>, ReadError> {
@@ -244,7 +262,7 @@ mod tests {
 
     fn terms(names: &Names, limit: Option<u64>) -> Terms<'_> {
         let caps = Caps { payload: 10, pictures: 1 };
-        Terms { source: names, select: names, caps, limit, known: None }
+        Terms { source: names, select: names, caps, limit, known: None, sample: None }
     }
 
     #[test]
@@ -288,6 +306,37 @@ mod tests {
         let mut planner = Planner::new(&store, terms(&whole, Some(100)));
         while planner.next_segment().unwrap().is_some() {}
         assert_eq!((planner.summary().pictures, planner.summary().segments), (100, 2));
+    }
+
+    #[test]
+    fn a_sample_is_the_same_after_an_interruption_at_any_segment() {
+        let whole = names(0..2000);
+        for limit in [None, Some(150), Some(400)] {
+            let sample = Some(Sample { pictures: 300, seed: 7 });
+            let terms = Terms { sample, ..terms(&whole, limit) };
+            let alone = tempfile::tempdir().unwrap();
+            let store = LocalStore::new(alone.path(), "tmp");
+            let mut planner = Planner::new(&store, terms);
+            while planner.next_segment().unwrap().is_some() {}
+            let expected = planner.summary();
+            assert_eq!(expected.pictures, limit.unwrap_or(300).min(300));
+            if limit != Some(150) {
+                // Every name is planned or counted, once.
+                assert_eq!(expected.skipped["not_sampled"], 1700);
+            }
+            // A lister that dies after each segment leaves the same chain.
+            let dir = tempfile::tempdir().unwrap();
+            let store = LocalStore::new(dir.path(), "tmp");
+            loop {
+                let mut planner = Planner::new(&store, terms);
+                while planner.chain.next_segment().unwrap().is_some() {}
+                if planner.next_segment().unwrap().is_none() {
+                    assert_eq!(planner.summary(), expected);
+                    break;
+                }
+            }
+            assert_eq!(drift(&store, terms).unwrap(), Drift::default());
+        }
     }
 
     #[test]

@@ -24,7 +24,8 @@ use crate::engine::{self, Engine};
 use crate::model;
 use crate::pool;
 use crate::store::{
-    Listed, LocalSource, LocalStore, Lock, LockError, Skip, Source, SourceOptions, Store,
+    LARGEST_META, Listed, LocalSource, LocalStore, Lock, LockError, Skip, Source, SourceOptions,
+    Store, is_manifest, is_table,
 };
 
 /// The lock's name in an output.
@@ -72,6 +73,7 @@ impl Session {
             caps: self.spec.caps,
             limit: self.spec.limit,
             known: self.known.as_deref(),
+            sample: self.spec.sample,
         }
     }
 }
@@ -153,11 +155,12 @@ fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
     let facts = &loaded.facts;
     let longest_label = facts.labels.iter().map(String::len).max().unwrap_or(0);
     let side = facts.imgsz as usize;
+    let meta = if from_table(spec) { LARGEST_META as u64 + 8 } else { 0 };
     let needs = Needs {
         weights: loaded.engine.weight_bytes(),
         arena: loaded.engine.scratch_bytes(side, side) + pool::kept_bytes(side),
         parts: (open_pictures(spec, workers) + spec.caps.pictures) as u64
-            * longest_line(spec.max_det, longest_label),
+            * (longest_line(spec.max_det, longest_label) + meta),
         picture: spec.limits.max_memory,
     };
     divide(spec.memory_budget, workers, needs)
@@ -190,8 +193,17 @@ pub enum Mode {
 pub fn open_source(spec: &Spec, stdin: Stdin) -> Result<Arc<dyn Source>, JobError> {
     let mut avoid = vec![spec.output.clone()];
     avoid.extend(spec.annotate.clone());
-    let options =
-        SourceOptions { follow_symlinks: spec.follow_symlinks, identity: spec.identity, avoid };
+    let options = SourceOptions {
+        follow_symlinks: spec.follow_symlinks,
+        identity: spec.identity,
+        avoid,
+        key_column: spec.key_column.clone(),
+    };
+    if spec.key_column.is_some() && !from_table(spec) {
+        return Err(JobError::Usage(
+            "--key-column names a column of a table; --input is no .csv file".into(),
+        ));
+    }
     let source = match &spec.input {
         Input::Stdin => {
             let here = || std::env::current_dir().unwrap_or_default();
@@ -225,6 +237,29 @@ pub fn open_source(spec: &Spec, stdin: Stdin) -> Result<Arc<dyn Source>, JobErro
 fn same_place(a: &Path, b: &Path) -> bool {
     let canonical = |path: &Path| path.canonicalize().ok();
     a == b || canonical(a).is_some_and(|a| canonical(b) == Some(a))
+}
+
+/// Whether the pictures are named by a table, so that their lines carry meta.
+fn from_table(spec: &Spec) -> bool {
+    matches!(&spec.input, Input::Path(path) if is_table(path) && !path.is_dir())
+}
+
+/// Refuses a manifest that names another folder than when its job was made: of any other input the
+/// fingerprint holds the place, but a manifest's prefix is in the file.
+fn same_folder(job: &Job, spec: &Spec, source: &dyn Source) -> Result<(), JobError> {
+    match &spec.input {
+        Input::Path(path) if is_manifest(path) && job.folder != source.root() => {
+            Err(JobError::Usage(format!(
+                "`{}` names pictures in `{}`; the job in `{}` was made of those in `{}` (put the \
+                 prefix back, or use another --output)",
+                path.display(),
+                source.root(),
+                spec.output.display(),
+                job.folder
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The store of an output.
@@ -316,7 +351,10 @@ pub fn open_on(
     let output = spec.output.display().to_string();
     let mut job = manifest.job()?.filter(|_| !start_over);
     match &job {
-        Some(job) => check(&job.fingerprint, &ours, &output)?,
+        Some(job) => {
+            check(&job.fingerprint, &ours, &output)?;
+            same_folder(job, &spec, &*source)?;
+        }
         None if start_over => {}
         None => {
             if let Some(name) = manifest.first_foreign()? {
@@ -347,6 +385,8 @@ pub fn open_on(
             caps: spec.caps,
             limit: spec.limit,
             known: known.as_deref(),
+            // A sample of something is something, and would list twice to find that out.
+            sample: None,
         };
         if let Some(text) = nothing_to_plan(&terms)?
             && spec.since.is_empty()

@@ -37,9 +37,12 @@ settings! {
     /// Checkpoint: an Ultralytics .pt, or .safetensors or .haulpack made by `haul model`
     #[arg(long, short, value_name = "FILE", help_heading = "What")]
     model: PathBuf,
-    /// Folder, picture, list of paths (.txt), or - for a list on standard input
+    /// Folder, picture, list of paths (.txt), SageMaker manifest (.json), table (.csv), or - for a list on stdin
     #[arg(long, short, value_name = "DIR|FILE|LIST|-", help_heading = "What")]
     input: PathBuf,
+    /// Column of a CSV --input that holds the pictures [default: the one named image, key, path, file or filename]
+    #[arg(long, value_name = "NAME", help_heading = "Which pictures")]
+    key_column: String,
     /// Folder for the results; run again with the same one to go on
     #[arg(long, short, value_name = "DIR", help_heading = "What")]
     output: PathBuf,
@@ -87,6 +90,12 @@ settings! {
     /// Plan at most so many pictures
     #[arg(long, value_name = "N", help_heading = "Which pictures")]
     limit: u64,
+    /// Plan so many pictures, chosen at random; the same ones each time
+    #[arg(long, value_name = "N", help_heading = "Which pictures")]
+    sample: u64,
+    /// Which choice of --sample pictures [default: 0]
+    #[arg(long, value_name = "S", help_heading = "Which pictures")]
+    seed: u64,
     /// Plan only what is new or changed since these outputs (repeatable; DIR/ means all in it)
     #[arg(long, value_name = "OUT|DIR/", help_heading = "Which pictures")]
     #[serde(deserialize_with = "words")]

@@ -150,9 +150,7 @@ impl Known {
                     latest = Some(found);
                 }
             }
-            let same = latest.is_some_and(|known| {
-                (known.size, &known.identity) == (object.size, &object.identity)
-            });
+            let same = latest.is_some_and(|known| known.is_same_version(&object));
             Ok(if same { Listed::Skipped(Skip::Known) } else { Listed::Object(object) })
         }))
     }

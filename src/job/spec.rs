@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::exit::JobError;
 use super::plan::Caps;
+use super::sample::Sample;
 use super::settings::Settings;
 use crate::engine::Precision;
 use crate::picture::{Limits, Truncated};
@@ -67,6 +68,8 @@ pub struct Spec {
     pub agnostic: bool,
     /// Letterbox to a square.
     pub square: bool,
+    /// The column of a table that holds the keys.
+    pub key_column: Option<String>,
     /// `--include`.
     pub include: Vec<String>,
     /// `--exclude`.
@@ -77,6 +80,8 @@ pub struct Spec {
     pub follow_symlinks: bool,
     /// Most pictures to plan.
     pub limit: Option<u64>,
+    /// A random choice of the pictures.
+    pub sample: Option<Sample>,
     /// `--since`, as given but absolute.
     pub since: Vec<String>,
     /// What tells a changed picture.
@@ -113,7 +118,7 @@ impl Spec {
     /// # Errors
     /// [`JobError::Usage`] naming the setting, its value and what it may be.
     pub fn new(given: Settings) -> Result<Spec, JobError> {
-        let s = given.over(defaults());
+        let mut s = given.over(defaults());
         let need = |path: &Option<PathBuf>, name: &str, what: &str| {
             path.clone().ok_or_else(|| usage(format!("--{name} is missing: {what}")))
         };
@@ -148,6 +153,18 @@ impl Spec {
         }
         if s.limit == Some(0) {
             return Err(usage("--limit is 0; it is at least 1".to_owned()));
+        }
+        match (s.sample, s.seed) {
+            (Some(0), _) => return Err(usage("--sample is 0; it is at least 1".to_owned())),
+            (None, Some(seed)) => {
+                return Err(usage(format!("--seed is {seed}, and there is no --sample")));
+            }
+            (Some(_), None) => s.seed = Some(0),
+            // TOML has no larger numbers, and --print-config must be able to say it.
+            (Some(_), Some(seed)) if i64::try_from(seed).is_err() => {
+                return Err(usage(format!("--seed is {seed}; it is at most {}", i64::MAX)));
+            }
+            _ => {}
         }
         if s.annotate.as_deref() == Some(&output) {
             let what = "--annotate is --output; give annotated pictures a folder of their own";
@@ -194,11 +211,13 @@ impl Spec {
             classes: s.classes.clone().filter(|classes| !classes.is_empty()),
             agnostic: s.agnostic == Some(true),
             square: s.square == Some(true),
+            key_column: s.key_column.clone(),
             include: s.include.clone().unwrap_or_default(),
             exclude: s.exclude.clone().unwrap_or_default(),
             hidden: s.hidden == Some(true),
             follow_symlinks: s.follow_symlinks == Some(true),
             limit: s.limit,
+            sample: s.sample.map(|pictures| Sample { pictures, seed: s.seed.unwrap_or(0) }),
             since: s.since.clone().unwrap_or_default(),
             identity,
             allow_empty: s.allow_empty == Some(true),
@@ -345,6 +364,8 @@ mod tests {
             (Settings { max_det: Some(0), ..minimal() }, "--max-det is 0"),
             (Settings { imgsz: Some(7), ..minimal() }, "--imgsz is 7"),
             (Settings { limit: Some(0), ..minimal() }, "--limit is 0"),
+            (Settings { sample: Some(0), ..minimal() }, "--sample is 0"),
+            (Settings { seed: Some(7), ..minimal() }, "--seed is 7, and there is no --sample"),
             (Settings { workers: Some(0), ..minimal() }, "--workers is 0"),
             (Settings { max_images: Some(0), ..minimal() }, "--max-images is 0"),
             (Settings { max_payload_mb: Some(-1.0), ..minimal() }, "--max-payload-mb is -1"),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::line::Line;
+use super::line::{Line, Meta};
 use super::plan::Batch;
 /// What the lines of a part add up to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,9 @@ impl Tally {
             let key = line.key().map_err(|error| format!("line {at}: {error}"))?;
             if key != object.key {
                 return Err(format!("line {at} is about `{key}`, the plan says `{}`", object.key));
+            }
+            if line.meta.as_ref().map(Meta::to_text) != object.meta {
+                return Err(format!("line {at} has not the meta that the plan has for `{key}`"));
             }
             tally.add(&line);
         }

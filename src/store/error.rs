@@ -10,6 +10,8 @@ pub enum Class {
     Full,
     /// Permissions or a read-only file system; running again does not help.
     Denied,
+    /// A list that names the input is not what it must be; running again does not help.
+    Malformed,
     /// Everything else; running again may help.
     Transient,
 }
@@ -47,6 +49,7 @@ impl StoreError {
         match self.source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::Full,
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Class::Denied,
+            io::ErrorKind::InvalidData => Class::Malformed,
             _ => Class::Transient,
         }
     }

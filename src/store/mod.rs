@@ -18,7 +18,7 @@ pub use hash::{hex, sha256, sha256_of};
 pub use key::Key;
 pub use local::{
     Disk, DiskFile, IdentityKind, LocalSource, LocalStore, Lock, LockError, SourceOptions,
-    SystemDisk, annotated_name,
+    SystemDisk, annotated_name, is_manifest, is_table,
 };
 
 use std::fmt::Debug;
@@ -119,6 +119,20 @@ pub struct Object {
     pub size: u64,
     /// What tells this version of it from another.
     pub identity: Identity,
+    /// What a table says about it besides its key: the text of a JSON object of texts, which has no
+    /// blanks between its tokens.
+    pub meta: Option<Box<str>>,
+}
+
+/// The most bytes that [`Object::meta`] may have, so that a plan and its lines fit in memory.
+pub const LARGEST_META: usize = 16 << 10;
+
+impl Object {
+    /// Whether another listing's object of this key is the same version, with the same meta.
+    #[must_use]
+    pub fn is_same_version(&self, other: &Object) -> bool {
+        (self.size, &self.identity, &self.meta) == (other.size, &other.identity, &other.meta)
+    }
 }
 
 /// Why a listed name is not planned.
@@ -146,11 +160,13 @@ pub enum Skip {
     Duplicate,
     /// `--since`: known, and unchanged.
     Known,
+    /// `--sample` has not chosen it.
+    NotSampled,
 }
 
 impl Skip {
     /// Every reason, in the order in which summaries name them.
-    pub const ALL: [Skip; 11] = [
+    pub const ALL: [Skip; 12] = [
         Skip::Hidden,
         Skip::Foreign,
         Skip::NoSuffix,
@@ -162,6 +178,7 @@ impl Skip {
         Skip::Folder,
         Skip::Duplicate,
         Skip::Known,
+        Skip::NotSampled,
     ];
 
     /// The reason's name in plan files and in `--json` summaries.
@@ -179,6 +196,7 @@ impl Skip {
             Skip::Folder => "folder",
             Skip::Duplicate => "duplicate",
             Skip::Known => "known",
+            Skip::NotSampled => "not_sampled",
         }
     }
 
@@ -197,6 +215,7 @@ impl Skip {
             Skip::Folder => "folders named in the list (name pictures, or use --input FOLDER)",
             Skip::Duplicate => "named twice in the list",
             Skip::Known => "already in the outputs named by --since",
+            Skip::NotSampled => "not chosen by --sample",
         }
     }
 }

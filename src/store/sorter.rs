@@ -11,12 +11,16 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 /// Names held in memory before a run is spilled; about 8 MiB of typical names.
 const RUN: usize = 200_000;
 
+/// Bytes of names held in memory: the rows of a table may be long.
+const RUN_BYTES: usize = 32 << 20;
+
 /// A name and one byte that travels with it (what kind of entry it is).
 pub(super) type Item = (Vec<u8>, u8);
 
 /// Collects items in any order, gives them back in byte order of the names.
 pub(super) struct Sorter {
     run_length: usize,
+    run_bytes: usize,
     run: Vec<Item>,
     spilled: Vec<BufReader<File>>,
 }
@@ -27,7 +31,7 @@ impl Sorter {
     }
 
     pub(super) fn with_run_length(run_length: usize) -> Sorter {
-        Sorter { run_length: run_length.max(1), run: Vec::new(), spilled: Vec::new() }
+        Sorter { run_length: run_length.max(1), run_bytes: 0, run: Vec::new(), spilled: Vec::new() }
     }
 
     /// Adds an item.
@@ -35,12 +39,18 @@ impl Sorter {
     /// # Errors
     /// When a full run cannot be spilled to the temporary folder.
     pub(super) fn push(&mut self, name: Vec<u8>, tag: u8) -> io::Result<()> {
+        self.run_bytes += name.len();
         self.run.push((name, tag));
-        if self.run.len() >= self.run_length { self.spill() } else { Ok(()) }
+        if self.run.len() >= self.run_length || self.run_bytes >= RUN_BYTES {
+            self.spill()
+        } else {
+            Ok(())
+        }
     }
 
     fn spill(&mut self) -> io::Result<()> {
         self.run.sort_unstable();
+        self.run_bytes = 0;
         let mut writer = BufWriter::new(tempfile::tempfile()?);
         for (name, tag) in self.run.drain(..) {
             writer.write_all(&u32::try_from(name.len()).unwrap_or(u32::MAX).to_le_bytes())?;
@@ -131,6 +141,17 @@ mod tests {
             let sorted: Vec<Item> = sorter.finish().unwrap().map(Result::unwrap).collect();
             assert_eq!(sorted, expected, "run length {run_length}");
         }
+    }
+
+    #[test]
+    fn long_names_are_spilled_by_their_bytes() {
+        let mut sorter = Sorter::new();
+        for number in 0..20u8 {
+            sorter.push(vec![20 - number; RUN_BYTES / 8], number).unwrap();
+        }
+        assert_eq!(sorter.spilled.len(), 2);
+        let tags: Vec<u8> = sorter.finish().unwrap().map(|item| item.unwrap().1).collect();
+        assert_eq!(tags, (0..20).rev().collect::<Vec<u8>>());
     }
 
     #[test]

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::lists::{Prefix, is_manifest, malformed, plain, read_manifest};
+use super::table::{Row, is_table, read_table};
 use super::walk::{Entry, Walk};
 use crate::store::hash::{sha256, sha256_of};
-use crate::store::sorter::Sorter;
+use crate::store::sorter::{Sorted, Sorter};
 use crate::store::{
     Identity, Key, LinkFault, Listed, Listing, Object, ReadError, Select, Skip, Source, StoreError,
 };
@@ -27,6 +29,8 @@ pub struct SourceOptions {
     pub identity: IdentityKind,
     /// Folders that are never input: the output and the annotated pictures.
     pub avoid: Vec<PathBuf>,
+    /// The column of a table that holds the keys, if it is not to be found by its name.
+    pub key_column: Option<String>,
 }
 
 /// `--identity`.
@@ -49,8 +53,18 @@ enum Names {
     One(Key),
     /// The lines of a file; keys are the lines.
     List(PathBuf),
+    /// The elements of a SageMaker manifest, whose prefix was this when it was opened.
+    Manifest(PathBuf, Prefix),
+    /// The rows of a table; keys are in one of its columns.
+    Table(PathBuf),
     /// The lines of a spooled standard input.
     Spooled(File),
+}
+
+/// What a list says: a key, and what a table says besides.
+struct Named {
+    key: Key,
+    meta: Option<Box<str>>,
 }
 
 /// A local input.
@@ -63,10 +77,11 @@ pub struct LocalSource {
 }
 
 impl LocalSource {
-    /// A folder, a picture, or a list (a name that ends in `.txt` or `.lst`).
+    /// A folder, a picture, a list (a name that ends in `.txt` or `.lst`), a SageMaker manifest
+    /// (`.json`, `.manifest`) or a table (`.csv`).
     ///
     /// # Errors
-    /// When the input does not exist or may not be read.
+    /// When the input does not exist, may not be read, or is a list that is malformed.
     pub fn open(input: &Path, options: SourceOptions) -> Result<LocalSource, StoreError> {
         let fault = |error| StoreError::new("read the input", input, error);
         if fs::metadata(input).map_err(fault)?.is_dir() {
@@ -76,6 +91,22 @@ impl LocalSource {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
+        if is_manifest(input) {
+            let folder = folder.canonicalize().map_err(fault)?;
+            let path = folder.join(input.file_name().unwrap_or_default());
+            let prefix = read_manifest(&path, &folder, |_| Ok(()))?;
+            let root = prefix.root.clone();
+            return LocalSource::rooted(&root, Names::Manifest(path, prefix), options);
+        }
+        if is_table(input) {
+            let names = Names::Table(input.canonicalize().map_err(fault)?);
+            let source = LocalSource::rooted(folder, names, options)?;
+            // Two rows that contradict each other are found before anything is planned.
+            for row in source.sorted_rows(input)? {
+                row?;
+            }
+            return Ok(source);
+        }
         let is_list = input.extension().is_some_and(|e| e == "txt" || e == "lst");
         let names = if is_list {
             Names::List(input.canonicalize().map_err(fault)?)
@@ -136,7 +167,7 @@ impl LocalSource {
                 Identity::Sha256(digest.map_err(|error| StoreError::new("read", path, error))?)
             }
         };
-        Ok(Object { key, size: meta.len(), identity })
+        Ok(Object { key, size: meta.len(), identity, meta: None })
     }
 
     /// What a file or link in the tree is; `None` when it vanished while we looked.
@@ -159,7 +190,7 @@ impl LocalSource {
         }
         let faulty = |key, fault| {
             let identity = Identity::Link(fault);
-            Some(Ok(Listed::Object(Object { key, size: 0, identity })))
+            Some(Ok(Listed::Object(Object { key, size: 0, identity, meta: None })))
         };
         match fs::metadata(&path) {
             Ok(meta) if !meta.is_file() => skipped(Skip::Special),
@@ -190,7 +221,7 @@ impl LocalSource {
                     io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
                 ) =>
             {
-                Ok(Listed::Object(Object { key, size: 0, identity: Identity::Missing }))
+                Ok(Listed::Object(Object { key, size: 0, identity: Identity::Missing, meta: None }))
             }
             Err(error) => Err(StoreError::new("look at", path, error)),
         }
@@ -212,19 +243,84 @@ impl LocalSource {
             if index == 0 {
                 name = name.strip_prefix("\u{feff}".as_bytes()).unwrap_or(name);
             }
-            while let Some(rest) = name.strip_prefix(b"./") {
-                name = rest;
-            }
+            name = plain(name);
             if !name.is_empty() {
                 sorter.push(name.to_vec(), 0)?;
             }
         }
+        Ok(self.in_order(self.names(sorter.finish()?), select, after))
+    }
+
+    fn list_manifest<'a>(
+        &'a self,
+        path: &Path,
+        opened: &Prefix,
+        select: &'a dyn Select,
+        after: Option<&Key>,
+    ) -> Result<Listing<'a>, StoreError> {
+        let mut sorter = Sorter::new();
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let prefix = read_manifest(path, folder, |key| sorter.push(key, 0))?;
+        if prefix != *opened {
+            return Err(malformed(path, "element 1: the prefix was changed while it was in use"));
+        }
+        let sorted = sorter.finish().map_err(|error| StoreError::new("sort", path, error))?;
+        Ok(self.in_order(self.names(sorted), select, after))
+    }
+
+    /// Sorted names, each of which is a key.
+    fn names(&self, sorted: Sorted) -> impl Iterator<Item = Result<Named, StoreError>> + Send {
+        sorted.map(|item| match item {
+            Ok((name, _)) => Ok(Named { key: Key::new(name), meta: None }),
+            Err(error) => Err(StoreError::new("sort", &self.root, error)),
+        })
+    }
+
+    /// The rows of a table by key.
+    fn sorted_rows(
+        &self,
+        path: &Path,
+    ) -> Result<impl Iterator<Item = Result<Named, StoreError>> + Send + use<>, StoreError> {
+        let mut sorter = Sorter::new();
+        read_table(path, self.options.key_column.as_deref(), |row| sorter.push(row.pack(), 0))?;
+        let path = path.to_owned();
+        let sorted = sorter.finish().map_err(|error| StoreError::new("sort", &path, error))?;
+        let mut before: Option<Row> = None;
+        Ok(sorted.map(move |item| {
+            let (bytes, _) = item.map_err(|error| StoreError::new("sort", &path, error))?;
+            let row = Row::unpack(&bytes).expect("a packed row is not one. This is a bug.");
+            let key = Key::new(row.key.clone());
+            if let Some(first) = before.as_ref().filter(|first| first.key == row.key) {
+                if first.meta != row.meta {
+                    return Err(malformed(
+                        &path,
+                        format!(
+                            "rows {} and {} are both about `{key}` and do not say the same",
+                            first.number, row.number
+                        ),
+                    ));
+                }
+                return Ok(Named { key, meta: row.meta.map(String::into_boxed_str) });
+            }
+            let meta = row.meta.clone().map(String::into_boxed_str);
+            before = Some(row);
+            Ok(Named { key, meta })
+        }))
+    }
+
+    /// What the sorted names of a list are.
+    fn in_order<'a>(
+        &'a self,
+        sorted: impl Iterator<Item = Result<Named, StoreError>> + Send + 'a,
+        select: &'a dyn Select,
+        after: Option<&Key>,
+    ) -> Listing<'a> {
         let after = after.cloned();
         let mut previous: Option<Key> = None;
-        Ok(Box::new(sorter.finish()?.filter_map(move |item| {
-            let key = match item {
-                Ok((name, _)) => Key::new(name),
-                Err(error) => return Some(Err(StoreError::new("sort", &self.root, error))),
+        Box::new(sorted.filter_map(move |item| {
+            let Named { key, meta } = match item {
+                Ok(named) => named,
+                Err(error) => return Some(Err(error)),
             };
             let again = previous.as_ref() == Some(&key);
             if after.as_ref().is_some_and(|after| key <= *after) {
@@ -238,9 +334,12 @@ impl LocalSource {
                 Err(reason @ (Skip::Excluded | Skip::NotIncluded)) => {
                     Some(Ok(Listed::Skipped(reason)))
                 }
-                _ => Some(self.named(key)),
+                _ => Some(self.named(key).map(|listed| match listed {
+                    Listed::Object(object) => Listed::Object(Object { meta, ..object }),
+                    skipped => skipped,
+                })),
             }
-        })))
+        }))
     }
 
     fn read_once(&self, object: &Object) -> Result<Vec<u8>, ReadError> {
@@ -300,6 +399,8 @@ impl Source for LocalSource {
                 let file = File::open(path).map_err(fault)?;
                 self.list_lines(BufReader::new(file), select, after).map_err(fault)
             }
+            Names::Manifest(path, prefix) => self.list_manifest(path, prefix, select, after),
+            Names::Table(path) => Ok(self.in_order(self.sorted_rows(path)?, select, after)),
             Names::Spooled(file) => {
                 let lines = BufReader::new(FromStart { file, offset: 0 });
                 self.list_lines(lines, select, after).map_err(fault)
@@ -366,7 +467,9 @@ impl Source for LocalSource {
         match &self.names {
             Names::Tree => self.root.display().to_string(),
             Names::One(key) => self.path(key).display().to_string(),
-            Names::List(path) => path.display().to_string(),
+            Names::List(path) | Names::Table(path) | Names::Manifest(path, _) => {
+                path.display().to_string()
+            }
             Names::Spooled(_) => "-".to_owned(),
         }
     }

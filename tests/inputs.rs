@@ -1,0 +1,216 @@
+//! Inputs that are more than a folder: SageMaker's manifests, tables, samples.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::binary::{Haul, by_image, concatenated, fill, lines};
+use haul::job::Sample;
+use haul::store::Key;
+
+fn images(output: &Path) -> Vec<String> {
+    lines(output).into_iter().map(|line| line.image).collect()
+}
+
+/// Six pictures in `photos/`: 0/00000.jpg, 0/00003.jpg, 1/00001.png, ….
+fn photos() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    fill(&root.path().join("photos"), 0..6);
+    root
+}
+
+#[test]
+fn a_manifest_is_a_list_below_its_prefix() {
+    let root = photos();
+    let at = |name: &str| root.path().join(name);
+    fs::copy(at("photos/0/00000.jpg"), at("photos/0/plain")).unwrap();
+    fs::write(
+        at("m.json"),
+        r#"[{"prefix":"photos/"}, "1/00001.png", "0/plain", "0/00000.jpg", "./0/00000.jpg",
+            "not/there.jpg", "0"]"#,
+    )
+    .unwrap();
+    Haul::run(at("m.json"), &at("out"))
+        .exits(3)
+        .says("1 named twice in the list")
+        .says("1 folders named in the list");
+    assert_eq!(images(&at("out")), ["0/00000.jpg", "0/plain", "1/00001.png", "not/there.jpg"]);
+    let missing = &by_image(&at("out"))["not/there.jpg"];
+    assert_eq!(missing.error.as_ref().unwrap().code, "gone");
+    Haul::new("verify").arg(at("out")).exits(3);
+
+    // The same pictures in a list of lines give the same lines.
+    let list = "0/00000.jpg\n0/plain\n1/00001.png\nnot/there.jpg\n";
+    fs::write(at("photos/list.txt"), list).unwrap();
+    Haul::run(at("photos/list.txt"), &at("lines")).exits(3);
+    assert_eq!(concatenated(&at("out")), concatenated(&at("lines")));
+
+    // A prefix may end in the middle of a name, and be a URL of this machine.
+    let prefix = format!("file://{}/0/0000", at("photos").display());
+    fs::write(at("m.manifest"), format!(r#"[{{"prefix":"{prefix}"}}, "3.jpg", "0.jpg"]"#)).unwrap();
+    Haul::run(at("m.manifest"), &at("part")).exits(0);
+    assert_eq!(images(&at("part")), ["00000.jpg", "00003.jpg"]);
+}
+
+#[test]
+fn a_manifest_that_has_changed_says_how() {
+    let root = photos();
+    let at = |name: &str| root.path().join(name);
+    let write = |text: &str| fs::write(at("m.json"), text).unwrap();
+    let run = || Haul::run(at("m.json"), &at("out"));
+    write(r#"[{"prefix":"photos/0/"}, "00000.jpg"]"#);
+    run().exits(0);
+    run().exits(0).says("nothing is new");
+    write(r#"[{"prefix":"photos/0/"}, "00003.jpg", "00000.jpg"]"#);
+    run().exits(2).says("1 new, 0 changed and 0 gone");
+    write(r#"[{"prefix":"photos/1/"}, "00000.jpg"]"#);
+    run().exits(2).says("names pictures in").says("photos/1`").says("photos/0`");
+    Haul::new("resume").arg(at("out")).exits(2).says("put the prefix back");
+}
+
+#[test]
+fn a_malformed_manifest_writes_nothing() {
+    let root = photos();
+    let at = |name: &str| root.path().join(name);
+    for (text, expected) in [
+        (r#"[{"prefix":"photos/"}, "0/00000.jpg", 7]"#, "element 3: invalid type: integer `7`"),
+        (r#"[{"prefix":"s3://bucket/photos/"}, "a.jpg"]"#, "is on S3"),
+        (r#"{"source-ref":"s3://b/a.jpg"}"#, "AugmentedManifestFile"),
+    ] {
+        fs::write(at("m.json"), text).unwrap();
+        Haul::run(at("m.json"), &at("out")).exits(2).says(expected);
+        assert!(!at("out").exists(), "{text}");
+    }
+    fs::write(at("m.json"), r#"[{"prefix":"photos/"}]"#).unwrap();
+    Haul::run(at("m.json"), &at("out")).exits(5).says("no picture found");
+}
+
+#[test]
+fn a_table_carries_its_other_columns_to_the_lines() {
+    let root = photos();
+    let at = |name: &str| root.path().join(name);
+    let text = "\u{feff}site,Path,note\r\nB,./1/00001.png,\"a \"\"b\"\", c\"\r\nA,0/00000.jpg,\r\n\r\n\
+                A,0/00000.jpg,\r\nC,not/there.jpg,é\r\n";
+    fs::write(at("photos/t.csv"), text).unwrap();
+    Haul::run(at("photos/t.csv"), &at("out")).exits(3).says("1 named twice in the list");
+    let found = String::from_utf8(concatenated(&at("out"))).unwrap();
+    let ends: Vec<&str> =
+        found.lines().map(|line| line.split_once(",\"meta\"").unwrap().1).collect();
+    let expected = [
+        r#":{"site":"A","note":""}}"#,
+        r#":{"site":"B","note":"a \"b\", c"}}"#,
+        r#":{"site":"C","note":"é"}}"#,
+    ];
+    assert_eq!(ends, expected);
+    Haul::new("verify").arg(at("out")).exits(3);
+    for form in ["csv", "coco"] {
+        let dest = at(form);
+        Haul::new("export").arg(at("out")).args(["--to", form, "--dest"]).arg(dest).exits(0);
+    }
+
+    // But for meta the lines are those of a list.
+    let list = "0/00000.jpg\n1/00001.png\nnot/there.jpg\n";
+    fs::write(at("photos/list.txt"), list).unwrap();
+    Haul::run(at("photos/list.txt"), &at("lines")).exits(3);
+    let without: String = found
+        .lines()
+        .map(|line| format!("{}}}\n", line.split_once(",\"meta\"").unwrap().0))
+        .collect();
+    assert_eq!(without.as_bytes(), concatenated(&at("lines")));
+    assert!(
+        !fs::read_to_string(at("lines/_manifest/plan-00000000.jsonl")).unwrap().contains("meta")
+    );
+    assert!(!fs::read_to_string(at("lines/_manifest/job.json")).unwrap().contains("\"meta"));
+
+    // What a crash left is adopted, if it has the planned meta.
+    let unfinish = || {
+        fs::remove_file(at("out/_SUCCESS.json")).unwrap();
+        fs::remove_file(at("out/_manifest/done/00000000.json")).unwrap();
+    };
+    unfinish();
+    Haul::new("resume").arg(at("out")).exits(3);
+    assert_eq!(found.as_bytes(), concatenated(&at("out")));
+    unfinish();
+    fs::write(at("out/part-00000000.jsonl"), found.replace("\"site\":\"B\"", "\"site\":\"X\""))
+        .unwrap();
+    Haul::new("resume").arg(at("out")).exits(2).says("line 2 has not the meta that the plan has");
+}
+
+#[test]
+fn another_meta_is_a_changed_picture() {
+    let root = photos();
+    let at = |name: &str| root.path().join(name);
+    let write = |text: &str| fs::write(at("photos/t.csv"), text).unwrap();
+    let run = |out: &str| Haul::run(at("photos/t.csv"), &at(out));
+    write("image,site\n0/00000.jpg,A\n0/00003.jpg,A\n");
+    run("out").exits(0);
+    run("out").exits(0).says("nothing is new");
+    write("image,site\n0/00000.jpg,A\n0/00003.jpg,B\n");
+    run("out").exits(2).says("0 new, 1 changed and 0 gone");
+    run("next").arg("--since").arg(at("out")).exits(0);
+    assert_eq!(images(&at("next")), ["0/00003.jpg"]);
+    run("out").args(["--key-column", "image"]).exits(2).says("key_column was null, is \"image\"");
+}
+
+#[test]
+fn a_table_that_contradicts_itself_writes_nothing() {
+    let root = photos();
+    let at = |name: &str| root.path().join(name);
+    let run = || Haul::run(at("t.csv"), &at("out"));
+    for (text, expected) in [
+        ("image,site\nb,1\na,1\nb,1\na,2\n", "rows 3 and 5 are both about `a`"),
+        ("image,site\na,1\nb\n", "row 3 has 1 fields, the header has 2"),
+        ("site\n1\n", "--key-column NAME"),
+    ] {
+        fs::write(at("t.csv"), text).unwrap();
+        run().exits(2).says(expected);
+        assert!(!at("out").exists(), "{text}");
+    }
+    run().args(["--key-column", "where"]).exits(2).says("no column `where`");
+    let folder = Haul::run(at("photos"), &at("out"));
+    folder.args(["--key-column", "site"]).exits(2).says("--input is no .csv file");
+}
+
+#[test]
+fn a_sample_is_a_choice_that_anybody_can_draw_again() {
+    let root = photos();
+    let at = |name: &str| root.path().join(name);
+    fill(&at("photos"), 6..40);
+    let run = |out: &str| Haul::run(at("photos"), &at(out));
+    run("whole").exits(0);
+    let all = images(&at("whole"));
+    let sample = |seed, pictures: usize| {
+        let sample = Sample { pictures: 0, seed };
+        let mut ranked: Vec<_> = all.iter().collect();
+        ranked.sort_by_key(|image| sample.rank(&Key::from(image.as_str())));
+        ranked.truncate(pictures);
+        ranked.sort();
+        ranked.into_iter().cloned().collect::<Vec<_>>()
+    };
+    let more = ["--max-images", "2"];
+    run("ten").args(["--sample", "10"]).args(more).exits(0).says("not planned: 30 not chosen by");
+    assert_eq!(images(&at("ten")), sample(0, 10));
+    run("seed").args(["--sample", "10", "--seed", "9"]).exits(0);
+    assert_eq!(images(&at("seed")), sample(9, 10));
+    assert_ne!(images(&at("seed")), images(&at("ten")));
+    run("first").args(["--sample", "10", "--limit", "3"]).exits(0);
+    assert_eq!(images(&at("first")), sample(0, 10)[..3]);
+    run("all").args(["--sample", "41"]).exits(0);
+    assert_eq!(concatenated(&at("all")), concatenated(&at("whole")));
+
+    // What was not chosen is not new; another sample is another job.
+    run("ten").args(["--sample", "10"]).args(more).exits(0).says("nothing is new");
+    let other = run("ten").args(["--sample", "10", "--seed", "1"]).args(more);
+    other.exits(2).says("seed was 0, is 1");
+    run("ten").args(more).exits(2).says("sample was 10, is null");
+
+    // Since the first ten: a sample of the other thirty.
+    let since = |out| run(out).arg("--since").arg(at("ten")).args(["--sample", "20"]);
+    since("rest").exits(0).says("10 already in the outputs").says("10 not chosen by --sample");
+    let rest = sample(0, 30).into_iter().filter(|image| !sample(0, 10).contains(image));
+    assert_eq!(images(&at("rest")), rest.collect::<Vec<_>>());
+
+    run("none").args(["--sample", "0"]).exits(2).says("--sample is 0");
+    run("none").args(["--seed", "1"]).exits(2).says("there is no --sample");
+}
