@@ -2,6 +2,7 @@
 
 mod coco;
 mod csv;
+mod megadetector;
 mod yolo;
 
 use std::io::Write;
@@ -20,8 +21,10 @@ pub struct Exported {
     pub pictures: u64,
     /// Detections.
     pub detections: u64,
-    /// Pictures with an error: a row in CSV, left out of the other forms.
+    /// Pictures with an error: a row in CSV, an entry for MegaDetector, left out of the others.
     pub failed: u64,
+    /// Names that are not UTF-8, where the form can only hold them with U+FFFD.
+    pub not_utf8: u64,
 }
 
 /// The forms there are.
@@ -31,6 +34,8 @@ pub enum Form {
     Coco,
     /// One row for each detection, and one for each picture without any.
     Csv,
+    /// One JSON file in MegaDetector's form, failed pictures included.
+    Megadetector,
     /// A text file for each picture, in a mirrored tree.
     Yolo,
 }
@@ -72,6 +77,7 @@ fn write(survey: &Survey, form: Form, out: &mut impl Write) -> Result<Exported, 
     match form {
         Form::Coco => coco::export(survey, out),
         Form::Csv => csv::export(survey, out),
+        Form::Megadetector => megadetector::export(survey, out),
         Form::Yolo => unreachable!("it has its own writer"),
     }
 }
