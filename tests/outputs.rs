@@ -4,10 +4,11 @@ mod common;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use common::binary::{Haul, by_image, testdata};
+use common::binary::{Haul, by_image, concatenated, folder, parts, success, testdata};
 use serde_json::Value;
 
 /// A folder with our pictures, a broken one, and one whose name is not UTF-8.
@@ -99,4 +100,124 @@ fn megadetector_gets_every_picture_with_boxes_in_units_of_it() {
     }
     assert!(boxes > 5, "{boxes}");
     assert_eq!(exported(&out, "megadetector"), ran.stdout, "the same bytes each time");
+}
+
+/// All lines of an output whose parts are compressed, as `cat part-* | zcat` would give them.
+fn unpacked(out: &Path, compress: &str) -> Vec<u8> {
+    let (packed, mut lines) = (concatenated(out), Vec::new());
+    match compress {
+        "gzip" => flate2::read::MultiGzDecoder::new(&packed[..]).read_to_end(&mut lines).unwrap(),
+        _ => zstd::Decoder::new(&packed[..]).unwrap().read_to_end(&mut lines).unwrap(),
+    };
+    lines
+}
+
+fn small(input: &Path, out: &Path, compress: &str) -> Haul {
+    Haul::run(input, out).args(["--max-images", "3", "--precision", "f32", "--compress", compress])
+}
+
+fn job(out: &Path) -> Value {
+    serde_json::from_slice(&fs::read(out.join("_manifest/job.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn compressed_parts_hold_the_same_lines_and_every_reader_takes_them() {
+    let (photos, dir) = (folder(10), tempfile::tempdir().unwrap());
+    let plain = dir.path().join("none");
+    small(photos.path(), &plain, "none").exits(0);
+    assert!(job(&plain)["fingerprint"].get("compress").is_none());
+    let lines = concatenated(&plain);
+    for (compress, suffix) in [("gzip", ".jsonl.gz"), ("zstd", ".jsonl.zst")] {
+        let out = dir.path().join(compress);
+        small(photos.path(), &out, compress).exits(0);
+        assert!(unpacked(&out, compress) == lines);
+        assert!(job(&out)["fingerprint"]["compress"].as_str().unwrap().starts_with(compress));
+        let there = parts(&out);
+        assert_eq!(there.len(), 4);
+        assert!(there.keys().all(|name| name.ends_with(suffix)), "{:?}", there.keys());
+        // What `sha256sum part-*` prints has the digest that the marker says.
+        let sums: String = there
+            .iter()
+            .map(|(name, bytes)| format!("{}  {name}\n", haul::store::sha256(bytes)))
+            .collect();
+        assert_eq!(success(&out)["parts_sha256"], haul::store::sha256(sums.as_bytes()));
+
+        Haul::new("verify").arg(&out).exits(0);
+        for form in ["csv", "coco", "megadetector"] {
+            assert_eq!(exported(&out, form), exported(&plain, form));
+        }
+        // A crash between part and record, and one before the part: the same bytes again.
+        fs::remove_file(out.join("_SUCCESS.json")).unwrap();
+        fs::remove_file(out.join("_manifest/done/00000001.json")).unwrap();
+        fs::remove_file(out.join("_manifest/done/00000002.json")).unwrap();
+        fs::remove_file(out.join(format!("part-00000002{suffix}"))).unwrap();
+        small(photos.path(), &out, compress)
+            .arg("-v")
+            .exits(0)
+            .says("mini-batch 1: adopted its part");
+        assert!(parts(&out) == there);
+        Haul::new("verify").arg(&out).exits(0);
+        // Parts cannot change their form on the way; a new job's may.
+        small(photos.path(), &out, "none").exits(2).says("compress was \"");
+        small(photos.path(), &out, "none").arg("--new").exits(0);
+        assert!(parts(&out) == parts(&plain));
+    }
+    small(photos.path(), &dir.path().join("x"), "bzip2").exits(2).says("none, gzip or zstd");
+}
+
+#[test]
+fn damaged_and_foreign_compressed_parts_are_named() {
+    let (photos, dir) = (folder(6), tempfile::tempdir().unwrap());
+    for (compress, suffix) in [("gzip", ".jsonl.gz"), ("zstd", ".jsonl.zst")] {
+        let out = dir.path().join(compress);
+        let again = || small(photos.path(), &out, compress);
+        let verify = |code| Haul::new("verify").arg(&out).exits(code);
+        again().exits(0);
+        let part = out.join(format!("part-00000001{suffix}"));
+        let record = out.join("_manifest/done/00000001.json");
+        let (whole, kept) = (fs::read(&part).unwrap(), fs::read_to_string(&record).unwrap());
+
+        // Bytes behind the data, with a record that agrees: only reading it shows them.
+        for behind in [&whole[..], b"more"] {
+            let longer = [&whole[..], behind].concat();
+            let digest = [&whole, &longer].map(|bytes| haul::store::sha256(bytes));
+            fs::write(&part, &longer).unwrap();
+            fs::write(&record, kept.replace(&digest[0], &digest[1])).unwrap();
+            assert!(verify(1).stderr.contains("bytes follow the end of its compressed data"));
+            Haul::new("export").arg(&out).args(["--to", "csv"]).exits(1).says("bytes follow");
+        }
+        fs::write(&record, &kept).unwrap();
+
+        // Without a record it would be adopted, so it must be what is planned and no more.
+        fs::remove_file(&record).unwrap();
+        fs::remove_file(out.join("_SUCCESS.json")).unwrap();
+        let huge = vec![b' '; 64 << 20];
+        let bomb = match compress {
+            "gzip" => {
+                let mut encoder =
+                    flate2::write::GzEncoder::new(vec![], flate2::Compression::best());
+                encoder.write_all(&huge).unwrap();
+                encoder.finish().unwrap()
+            }
+            _ => zstd::encode_all(&huge[..], 3).unwrap(),
+        };
+        for (bytes, says) in [
+            (bomb, "it unpacks to more than the"),
+            (whole[..whole.len() - 1].to_vec(), "it cannot be unpacked as"),
+            (b"{\"image\":\"x\"}\n".to_vec(), "it cannot be unpacked as"),
+        ] {
+            fs::write(&part, bytes).unwrap();
+            let ran = again().exits(2).says(says).says(&format!("part-00000001{suffix}"));
+            assert!(ran.stderr.contains("--new"), "{}", ran.stderr);
+        }
+        fs::write(&part, &whole).unwrap();
+
+        // A part in another form is nobody's here, whatever it holds.
+        fs::write(out.join("part-00000001.jsonl"), b"").unwrap();
+        again().exits(2).says("part-00000001.jsonl` is not this job's");
+        assert!(verify(1).stderr.contains("part-00000001.jsonl` is not this job's"));
+        fs::remove_file(out.join("part-00000001.jsonl")).unwrap();
+        again().exits(0);
+        verify(0);
+    }
 }

@@ -5,6 +5,7 @@
 //! dispatcher). This module knows the pool, stores and models; no front end.
 
 mod chain;
+mod compress;
 mod estimate;
 mod events;
 mod exit;
@@ -31,6 +32,7 @@ mod terminal;
 mod verify;
 
 pub use chain::Chain;
+pub use compress::Compress;
 pub use estimate::{Estimate, dry_run};
 pub use exit::{EXIT_HELP, Exit, JobError};
 pub use fingerprint::{Fingerprint, ModelFacts};

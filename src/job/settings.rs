@@ -133,6 +133,9 @@ settings! {
     #[arg(long, value_name = "N", help_heading = "Resources")]
     max_images: usize,
 
+    /// Store parts as lines, or compressed: none, gzip or zstd [default: none]
+    #[arg(long, value_name = "KIND", help_heading = "Output")]
+    compress: String,
     /// Write pictures with boxes and labels into this folder, as KEY.annotated.jpg
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     annotate: PathBuf,

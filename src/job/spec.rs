@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::compress::Compress;
 use super::exit::JobError;
 use super::plan::Caps;
 use super::settings::Settings;
@@ -99,6 +100,8 @@ pub struct Spec {
     pub memory_budget: Option<u64>,
     /// What a mini-batch may hold.
     pub caps: Caps,
+    /// How parts are stored.
+    pub compress: Compress,
     /// Where annotated pictures go.
     pub annotate: Option<PathBuf>,
     /// When the output is locked.
@@ -169,6 +172,12 @@ impl Spec {
             Some("accept") => Truncated::Accept,
             Some(other) => return Err(choice("truncated", other, "reject or accept")),
         };
+        let compress = match s.compress.as_deref() {
+            None => Compress::None,
+            Some(name) => {
+                name.parse().map_err(|()| choice("compress", name, "none, gzip or zstd"))?
+            }
+        };
         let if_locked = match s.if_locked.as_deref() {
             None | Some("fail") => IfLocked::Fail,
             Some("skip") => IfLocked::Skip,
@@ -213,6 +222,7 @@ impl Spec {
                 payload: positive(s.max_payload_mb, "max-payload-mb")?,
                 pictures: at_least_one(s.max_images, "max-images")?.unwrap_or(1),
             },
+            compress,
             annotate: s.annotate.clone(),
             if_locked,
             no_lock: s.no_lock == Some(true),
@@ -242,6 +252,7 @@ fn defaults() -> Settings {
         grace: Some("25s".into()),
         max_payload_mb: Some(100.0),
         max_images: Some(100),
+        compress: Some("none".into()),
         if_locked: Some("fail".into()),
         no_lock: Some(false),
         ..Settings::default()
@@ -353,6 +364,7 @@ mod tests {
             (Settings { identity: text("md5"), ..minimal() }, "--identity is `md5`"),
             (Settings { precision: text("f16"), ..minimal() }, "--precision is `f16`"),
             (Settings { truncated: text("maybe"), ..minimal() }, "--truncated is `maybe`"),
+            (Settings { compress: text("xz"), ..minimal() }, "--compress is `xz`"),
             (Settings { if_locked: text("cry"), ..minimal() }, "--if-locked is `cry`"),
             (Settings { max_failures: text("101%"), ..minimal() }, "--max-failures is `101%`"),
             (Settings { annotate: Some("/out".into()), ..minimal() }, "--annotate is --output"),

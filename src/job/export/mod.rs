@@ -87,14 +87,16 @@ fn lines(
     survey: &Survey,
     mut visitor: impl FnMut(Line) -> Result<(), JobError>,
 ) -> Result<(), JobError> {
+    let compress = survey.job.compress()?;
     survey.visit(|batch, _, record| {
         if record.is_none() {
             return Ok(());
         }
-        let name = part_name(batch.id);
+        let name = part_name(batch.id, compress);
         let damaged = |what: String| JobError::Damaged(format!("{name}: {what} (try haul verify)"));
-        let part =
-            survey.manifest.part(batch.id)?.ok_or_else(|| damaged("it is missing".into()))?;
+        let part = survey.manifest.part(&survey.job, batch.id)?;
+        let part = part.ok_or_else(|| damaged("it is missing".into()))?;
+        let part = survey.job.lines(batch, &part).map_err(damaged)?;
         for line in part.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
             visitor(Line::parse(line).map_err(damaged)?)?;
         }
