@@ -51,7 +51,7 @@ impl Source for Generated {
 }
 
 fn object(key: Key) -> Object {
-    Object { key, size: 0, identity: Identity::Size }
+    Object { key, size: 0, identity: Identity::Size, meta: None }
 }
 
 struct All;
@@ -80,7 +80,8 @@ fn a_long_plan_takes_no_more_memory_than_a_short_one() {
     let store = LocalStore::new(dir.path(), "tmp");
     let source = Generated(keys);
     let caps = Caps { payload: 100_000_000, pictures: 100 };
-    let terms = Terms { source: &source, select: &All, caps, limit: None, known: None };
+    let terms =
+        Terms { source: &source, select: &All, caps, limit: None, known: None, sample: None };
     let before = mib("VmHWM");
 
     let start = Instant::now();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::exit::JobError;
-use super::line::LINE_SCHEMA;
+use super::line::{BoxUnit, LINE_SCHEMA};
 use super::manifest::Job;
 use super::spec::{Input, Spec};
 use crate::engine::NUMERICS_VERSION;
@@ -91,7 +91,13 @@ pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
         ("max_file_bytes", json!(spec.max_file)),
         ("max_picture_memory", json!(spec.limits.max_memory)),
     ];
-    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    // Only where they are asked for, so that the fingerprints of all other jobs stay as they were.
+    let asked = [
+        ("compress", spec.compress.fingerprint().map(|text| json!(text))),
+        ("boxes", (spec.boxes == BoxUnit::Normalized).then(|| json!("normalized"))),
+    ];
+    let asked = asked.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    fields.into_iter().chain(asked).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// Refuses a fingerprint that is not the job's.

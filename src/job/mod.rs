@@ -5,6 +5,7 @@
 //! dispatcher). This module knows the pool, stores and models; no front end.
 
 mod chain;
+mod compress;
 mod estimate;
 mod events;
 mod exit;
@@ -32,12 +33,13 @@ mod terminal;
 mod verify;
 
 pub use chain::Chain;
+pub use compress::Compress;
 pub use estimate::{Estimate, dry_run};
 pub use exit::{EXIT_HELP, Exit, JobError};
 pub use fingerprint::{Fingerprint, ModelFacts};
 pub use line::{
-    Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, Meta, write_detections,
-    write_error,
+    BoxUnit, Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, Meta,
+    write_detections, write_error,
 };
 pub use manifest::{Ancestor, Failure, Job, MANIFEST_SCHEMA, Manifest, Record, Success, part_name};
 pub use memory::{mib, peak};

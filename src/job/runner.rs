@@ -17,7 +17,7 @@ use super::exit::{Exit, JobError};
 use super::feeder::{Feeder, Order};
 use super::fingerprint::ModelFacts;
 use super::lister::Lister;
-use super::manifest::{Done, Manifest, Success, parts_digest};
+use super::manifest::{Done, Job, Manifest, Success, parts_digest};
 use super::memory::{mib, peak};
 use super::plan::Batch;
 use super::report::{Report, Stages};
@@ -171,6 +171,7 @@ impl<'a> Dispatcher<'a> {
             budget: budget.clone(),
             params: Arc::new(pool_params(spec, facts)),
             labels: facts.labels.clone().into(),
+            boxes: spec.boxes,
             max_file: spec.max_file,
             work: pool.queue(),
             events: event_sender.clone(),
@@ -261,7 +262,7 @@ impl<'a> Dispatcher<'a> {
                 self.report.output, summary.batches
             )));
         }
-        self.manifest().put_success(&success(&session.job.id, &summary, &self.done))?;
+        self.manifest().put_success(&success(&session.job, &summary, &self.done)?)?;
         Ok(if self.totals.failed > 0 { Exit::SomeFailed } else { Exit::Done })
     }
 
@@ -339,7 +340,7 @@ impl<'a> Dispatcher<'a> {
         self.committed_before = self.totals.ok + self.totals.failed;
         self.orphans = session
             .manifest
-            .parts()?
+            .parts(&session.job)?
             .into_iter()
             .filter(|id| !self.done.contains_key(id))
             .collect();
@@ -494,10 +495,13 @@ impl<'a> Dispatcher<'a> {
         let tally = std::mem::take(&mut open.tally);
         let seconds = open.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64());
         let session = self.session.clone();
+        let part = session.job.compress()?.pack(part).map_err(|error| {
+            JobError::Internal(format!("cannot compress the part of mini-batch {id}: {error}"))
+        })?;
         let manifest = &session.manifest;
         let record = manifest
             .new_record(&session.job, id, &part, tally, seconds)
-            .and_then(|record| manifest.commit(&part, &record).map(|()| record));
+            .and_then(|record| manifest.commit(&session.job, &part, &record).map(|()| record));
         let record = match record {
             // What was written is in doubt, the job is not: it is done again, and found or written.
             Err(error) if error.passes() => return self.fault(id, &error.to_string()),
@@ -687,17 +691,22 @@ impl<'a> Dispatcher<'a> {
 }
 
 /// The marker for a plan whose every mini-batch is committed.
-fn success(job: &str, plan: &super::plan::PlanSummary, done: &BTreeMap<u64, Done>) -> Success {
-    Success {
+fn success(
+    job: &Job,
+    plan: &super::plan::PlanSummary,
+    done: &BTreeMap<u64, Done>,
+) -> Result<Success, JobError> {
+    let digests = done.iter().map(|(id, done)| (*id, done.sha256.as_str()));
+    Ok(Success {
         schema: super::manifest::MANIFEST_SCHEMA.to_owned(),
-        job: job.to_owned(),
+        job: job.id.clone(),
         planned: plan.pictures,
         ok: done.values().map(|done| done.ok).sum(),
         failed: done.values().map(|done| done.failed).sum(),
         parts: plan.batches,
         plan_sha256: plan.sha256.clone(),
-        parts_sha256: parts_digest(done.iter().map(|(id, done)| (*id, done.sha256.as_str()))),
-    }
+        parts_sha256: parts_digest(job.compress()?, digests),
+    })
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), JobError> {

@@ -72,6 +72,9 @@ settings! {
     /// Pad every picture to a square instead of to the smallest multiple of 32
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Detections")]
     square: bool,
+    /// Sides of boxes in pixels, or normalized: 0 to 1 of the upright picture [default: pixels]
+    #[arg(long, value_name = "UNIT", help_heading = "Detections")]
+    boxes: String,
 
     /// Take only names that match (repeatable); also takes names without a suffix
     #[arg(long, value_name = "GLOB", help_heading = "Which pictures")]
@@ -142,6 +145,9 @@ settings! {
     #[arg(long, value_name = "N", help_heading = "Resources")]
     max_images: usize,
 
+    /// Store parts as lines, or compressed: none, gzip or zstd [default: none]
+    #[arg(long, value_name = "KIND", help_heading = "Output")]
+    compress: String,
     /// Write pictures with boxes and labels into this folder, as KEY.annotated.jpg
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     annotate: PathBuf,

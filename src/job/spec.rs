@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::compress::Compress;
 use super::exit::JobError;
+use super::line::BoxUnit;
 use super::plan::Caps;
 use super::sample::Sample;
 use super::settings::Settings;
@@ -70,6 +72,8 @@ pub struct Spec {
     pub square: bool,
     /// The column of a table that holds the keys.
     pub key_column: Option<String>,
+    /// What sides of boxes are counted in.
+    pub boxes: BoxUnit,
     /// `--include`.
     pub include: Vec<String>,
     /// `--exclude`.
@@ -104,6 +108,8 @@ pub struct Spec {
     pub memory_budget: Option<u64>,
     /// What a mini-batch may hold.
     pub caps: Caps,
+    /// How parts are stored.
+    pub compress: Compress,
     /// Where annotated pictures go.
     pub annotate: Option<PathBuf>,
     /// When the output is locked.
@@ -186,6 +192,18 @@ impl Spec {
             Some("accept") => Truncated::Accept,
             Some(other) => return Err(choice("truncated", other, "reject or accept")),
         };
+        let boxes = match s.boxes.as_deref() {
+            None => BoxUnit::Pixels,
+            Some(name) => {
+                name.parse().map_err(|()| choice("boxes", name, "pixels or normalized"))?
+            }
+        };
+        let compress = match s.compress.as_deref() {
+            None => Compress::None,
+            Some(name) => {
+                name.parse().map_err(|()| choice("compress", name, "none, gzip or zstd"))?
+            }
+        };
         let if_locked = match s.if_locked.as_deref() {
             None | Some("fail") => IfLocked::Fail,
             Some("skip") => IfLocked::Skip,
@@ -212,6 +230,7 @@ impl Spec {
             agnostic: s.agnostic == Some(true),
             square: s.square == Some(true),
             key_column: s.key_column.clone(),
+            boxes,
             include: s.include.clone().unwrap_or_default(),
             exclude: s.exclude.clone().unwrap_or_default(),
             hidden: s.hidden == Some(true),
@@ -232,6 +251,7 @@ impl Spec {
                 payload: positive(s.max_payload_mb, "max-payload-mb")?,
                 pictures: at_least_one(s.max_images, "max-images")?.unwrap_or(1),
             },
+            compress,
             annotate: s.annotate.clone(),
             if_locked,
             no_lock: s.no_lock == Some(true),
@@ -249,6 +269,7 @@ fn defaults() -> Settings {
         precision: Some("auto".into()),
         agnostic: Some(false),
         square: Some(false),
+        boxes: Some("pixels".into()),
         hidden: Some(false),
         follow_symlinks: Some(false),
         identity: Some("mtime".into()),
@@ -261,6 +282,7 @@ fn defaults() -> Settings {
         grace: Some("25s".into()),
         max_payload_mb: Some(100.0),
         max_images: Some(100),
+        compress: Some("none".into()),
         if_locked: Some("fail".into()),
         no_lock: Some(false),
         ..Settings::default()
@@ -374,6 +396,8 @@ mod tests {
             (Settings { identity: text("md5"), ..minimal() }, "--identity is `md5`"),
             (Settings { precision: text("f16"), ..minimal() }, "--precision is `f16`"),
             (Settings { truncated: text("maybe"), ..minimal() }, "--truncated is `maybe`"),
+            (Settings { boxes: text("cm"), ..minimal() }, "--boxes is `cm`"),
+            (Settings { compress: text("xz"), ..minimal() }, "--compress is `xz`"),
             (Settings { if_locked: text("cry"), ..minimal() }, "--if-locked is `cry`"),
             (Settings { max_failures: text("101%"), ..minimal() }, "--max-failures is `101%`"),
             (Settings { annotate: Some("/out".into()), ..minimal() }, "--annotate is --output"),
