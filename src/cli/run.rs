@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::{print, print_json, signals};
 use crate::job::{
-    Exit, JobError, Manifest, Mode, Opened, Report, Session, Settings, Spec, Terminal, Verbosity,
-    drift, open, open_output, tell,
+    Exit, JobError, Manifest, Mode, Opened, Report, Session, Settings, Spec, Status, Terminal,
+    Verbosity, drift, open, open_output, tell,
 };
 
 /// Run a job: a new one, or what is left of it
@@ -77,6 +77,9 @@ pub(super) struct Resume {
     /// When another run holds the output: fail, skip or wait=TIME
     #[arg(long, value_name = "POLICY")]
     if_locked: Option<String>,
+    /// What the finished job must hold, else exit 6 (repeatable; instead of the job's own)
+    #[arg(long, value_name = "METRIC OP N[%]")]
+    gate: Option<Vec<String>>,
     #[command(flatten)]
     talk: Talk,
 }
@@ -146,6 +149,7 @@ impl Resume {
             batch_timeout: self.batch_timeout,
             grace: self.grace,
             if_locked: self.if_locked,
+            gate: self.gate,
             ..Settings::default()
         };
         let spec = Spec::new(flags.relative_to(Path::new(""))?.over(job.settings))?;
@@ -163,8 +167,9 @@ impl Resume {
 fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
     let mut terminal = talk.terminal();
     let signals = signals::listen()?;
-    let session = match open(spec, mode, &terminal)? {
-        Opened::Job(session) => *session,
+    let gates = spec.gates.clone();
+    let output = spec.output.display().to_string();
+    let (mut exit, mut report, worked) = match open(spec, mode, &terminal)? {
         Opened::Skipped(text) => {
             // One line also for --quiet: that nothing ran is what cron's reader wants to know.
             tell(&text);
@@ -172,28 +177,35 @@ fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
         }
         Opened::Nothing(text) => {
             terminal.say(&text);
-            return Ok(Exit::Done);
+            (Exit::Done, complete(output, Status::default()), false)
+        }
+        Opened::Job(session) if session.manifest.success()?.is_some() => {
+            let status = finished(&session, mode)?;
+            terminal.say(&format!("`{output}` is finished, and nothing is new in its input"));
+            (Exit::Done, complete(output, status), false)
+        }
+        Opened::Job(session) => {
+            let outcome = crate::job::run(*session, &signals, &mut terminal)?;
+            (outcome.exit, outcome.report, true)
         }
     };
-    if let Some(success) = session.manifest.success()? {
-        return finished(&session, success.failed, mode, talk, &terminal);
+    // Before it is complete, a job has nothing yet that a gate could be held against.
+    if matches!(exit, Exit::Done | Exit::SomeFailed) {
+        exit = report.hold_against(&gates);
     }
-    let outcome = crate::job::run(session, &signals, &mut terminal)?;
-    terminal.say(outcome.report.text().trim_end());
+    if worked {
+        terminal.say(report.text().trim_end());
+    } else {
+        report.gates.iter().for_each(|gate| terminal.say(&gate.to_string()));
+    }
     if talk.json() {
-        print_json(&outcome.report)?;
+        print_json(&report)?;
     }
-    Ok(outcome.exit)
+    Ok(exit)
 }
 
-/// The output is finished: the same answer as then, unless the input has moved on.
-fn finished(
-    session: &Session,
-    failed: u64,
-    mode: Mode,
-    talk: &Talk,
-    terminal: &Terminal,
-) -> Result<Exit, JobError> {
+/// The output is finished: what it amounts to, unless the input has moved on.
+fn finished(session: &Session, mode: Mode) -> Result<Status, JobError> {
     let output = session.spec.output.display();
     if mode != Mode::Resume {
         let drift = drift(&**session.manifest.store(), session.terms())?;
@@ -206,26 +218,24 @@ fn finished(
             )));
         }
     }
-    let exit = if failed > 0 { Exit::SomeFailed } else { Exit::Done };
-    terminal.say(&format!("`{output}` is finished, and nothing is new in its input"));
-    if talk.json() {
-        let status = crate::job::Survey::open(&session.spec.output)?.status()?;
-        print_json(&Report {
-            output: output.to_string(),
-            state: "done".into(),
-            exit: exit as u8,
-            planned: status.planned,
-            plan_complete: true,
-            ok: status.ok,
-            failed: status.failed,
-            batches: status.batches,
-            committed: status.committed,
-            skipped: status.skipped,
-            classes: status.classes,
-            errors: status.errors,
-            bound: "Nothing was left to do.".into(),
-            ..Report::default()
-        })?;
+    crate::job::Survey::open(&session.spec.output)?.status()
+}
+
+/// The report of a job that left nothing to do.
+fn complete(output: String, status: Status) -> Report {
+    Report {
+        output,
+        state: "done".into(),
+        planned: status.planned,
+        plan_complete: true,
+        ok: status.ok,
+        failed: status.failed,
+        batches: status.batches,
+        committed: status.committed,
+        skipped: status.skipped,
+        classes: status.classes,
+        errors: status.errors,
+        bound: "Nothing was left to do.".into(),
+        ..Report::default()
     }
-    Ok(exit)
 }

@@ -15,6 +15,7 @@ mod line;
 mod lister;
 mod manifest;
 mod memory;
+mod notices;
 mod pack;
 mod plan;
 mod planner;
@@ -40,6 +41,7 @@ pub use line::{
 };
 pub use manifest::{Ancestor, Failure, Job, MANIFEST_SCHEMA, Manifest, Record, Success, part_name};
 pub use memory::{mib, peak};
+pub use notices::{Gate, GateResult, Totals, judge};
 pub use pack::{CheckedPack, MadePack, check_packs, pack_model};
 pub use plan::{Batch, Caps, Cutter, PLAN_SCHEMA, PlanSummary, Segment, segment_name};
 pub use planner::{Drift, Planner, Terms, drift};

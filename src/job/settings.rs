@@ -142,6 +142,11 @@ settings! {
     /// Run without a lock, where the file system has none
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Output")]
     no_lock: bool,
+
+    /// What the finished job must hold, else exit 6: "errors < 2%", "class person == 0" (repeatable)
+    #[arg(long, value_name = "METRIC OP N[%]", help_heading = "Reports")]
+    #[serde(deserialize_with = "words")]
+    gate: Vec<String>,
 }
 
 impl Settings {

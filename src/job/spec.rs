@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::exit::JobError;
+use super::notices::Gate;
 use super::plan::Caps;
 use super::settings::Settings;
 use crate::engine::Precision;
@@ -105,6 +106,8 @@ pub struct Spec {
     pub if_locked: IfLocked,
     /// Do not lock.
     pub no_lock: bool,
+    /// What the finished job must hold.
+    pub gates: Vec<Gate>,
 }
 
 impl Spec {
@@ -177,6 +180,8 @@ impl Spec {
                 None => return Err(choice("if-locked", other, "fail, skip or wait=TIME")),
             },
         };
+        let gates = s.gate.iter().flatten().map(|gate| Gate::parse(gate));
+        let gates = gates.collect::<Result<_, _>>()?;
         let limits = Limits {
             max_pixels: s.max_pixels.unwrap_or_default(),
             max_memory: size(s.max_picture_memory.as_deref(), "max-picture-memory")?.unwrap_or(0),
@@ -216,6 +221,7 @@ impl Spec {
             annotate: s.annotate.clone(),
             if_locked,
             no_lock: s.no_lock == Some(true),
+            gates,
             settings: s,
         })
     }
@@ -356,6 +362,7 @@ mod tests {
             (Settings { if_locked: text("cry"), ..minimal() }, "--if-locked is `cry`"),
             (Settings { max_failures: text("101%"), ..minimal() }, "--max-failures is `101%`"),
             (Settings { annotate: Some("/out".into()), ..minimal() }, "--annotate is --output"),
+            (Settings { gate: Some(vec!["errs > 1".into()]), ..minimal() }, "no metric `errs`"),
         ];
         for (settings, expected) in cases {
             let error = Spec::new(settings).unwrap_err().to_string();
