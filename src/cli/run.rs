@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::{print, print_json, signals};
 use crate::job::{
-    Exit, JobError, Manifest, Mode, Opened, Report, Session, Settings, Spec, Status, Terminal,
-    Verbosity, drift, open, open_output, tell,
+    Exit, JobError, Manifest, Mode, Opened, Progress, Report, Session, Settings, Spec, Status,
+    Terminal, Verbosity, drift, open, open_output, tell,
 };
 
 /// Run a job: a new one, or what is left of it
@@ -80,6 +80,9 @@ pub(super) struct Resume {
     /// What the finished job must hold, else exit 6 (repeatable; instead of the job's own)
     #[arg(long, value_name = "METRIC OP N[%]")]
     gate: Option<Vec<String>>,
+    /// How to show progress: auto (on stderr), json (messages on stdout), or none
+    #[arg(long, value_name = "KIND", help_heading = "Messages")]
+    progress: Option<String>,
     #[command(flatten)]
     talk: Talk,
 }
@@ -87,7 +90,7 @@ pub(super) struct Resume {
 /// How a command talks.
 #[derive(Debug, Args)]
 pub(super) struct Talk {
-    /// Print the summary as JSON on stdout
+    /// Print the summary as JSON on stdout (--progress json has it already)
     #[arg(long, help_heading = "Messages")]
     json: bool,
     /// Say only what is wrong
@@ -123,7 +126,7 @@ pub(super) fn settings(flags: Settings, job: Option<&Path>) -> Result<Settings, 
 
 impl Run {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
-        let spec = Spec::new(settings(self.settings, self.job.as_deref())?)?;
+        let spec = spec(settings(self.settings, self.job.as_deref())?, &self.talk)?;
         if self.print_config {
             let text = toml::to_string(&spec.settings)
                 .map_err(|error| JobError::Internal(format!("cannot write TOML: {error}")))?;
@@ -150,9 +153,10 @@ impl Resume {
             grace: self.grace,
             if_locked: self.if_locked,
             gate: self.gate,
+            progress: self.progress,
             ..Settings::default()
         };
-        let spec = Spec::new(flags.relative_to(Path::new(""))?.over(job.settings))?;
+        let spec = spec(flags.relative_to(Path::new(""))?.over(job.settings), &self.talk)?;
         if spec.input == crate::job::Input::Stdin && manifest.plan()?.is_none() {
             return Err(JobError::Usage(
                 "the list came on standard input and was not planned to its end: run the first \
@@ -164,44 +168,94 @@ impl Resume {
     }
 }
 
+/// Checks the settings. Who asked for messages in JSON hears of a mistake in them there, too.
+fn spec(settings: Settings, talk: &Talk) -> Result<Spec, JobError> {
+    let json = settings.progress.as_deref() == Some("json");
+    Spec::new(settings).inspect_err(|error| {
+        let shown = if json { Progress::Json } else { Progress::None };
+        let failure = Some((error.exit() as u8, error.to_string()));
+        let failure = failure.as_ref().map(|(code, text)| (*code, text.as_str()));
+        talk.terminal().showing(shown).conclude(None, failure);
+    })
+}
+
+/// How an invocation ended.
+struct Ending {
+    exit: Exit,
+    /// What the job amounts to; nothing where it could not be opened.
+    report: Option<Report>,
+    /// What kept it from going on.
+    error: Option<JobError>,
+    /// What is said to people.
+    text: String,
+}
+
 fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
-    let mut terminal = talk.terminal();
+    let mut terminal = talk.terminal().showing(spec.progress);
+    let ending = attempt(spec.clone(), mode, &mut terminal).unwrap_or_else(|error| Ending {
+        exit: error.exit(),
+        report: None,
+        error: Some(error),
+        text: String::new(),
+    });
+    let Ending { exit, report, error, text } = ending;
+    if !text.is_empty() {
+        terminal.say(text.trim_end());
+    }
+    let reason = error.as_ref().map(ToString::to_string);
+    let reason = reason.as_deref().or(terminal.reason());
+    terminal.conclude(report.as_ref(), reason.map(|reason| (exit as u8, reason)));
+    // Messages on stdout have the report in them already.
+    if let Some(report) = report
+        && talk.json()
+        && spec.progress != Progress::Json
+        && error.is_none()
+    {
+        print_json(&report)?;
+    }
+    error.map_or(Ok(exit), Err)
+}
+
+fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, JobError> {
     let signals = signals::listen()?;
     let gates = spec.gates.clone();
     let output = spec.output.display().to_string();
-    let (mut exit, mut report, worked) = match open(spec, mode, &terminal)? {
+    let (mut exit, mut report, error, said) = match open(spec, mode, terminal)? {
         Opened::Skipped(text) => {
             // One line also for --quiet: that nothing ran is what cron's reader wants to know.
             tell(&text);
-            return Ok(Exit::Done);
+            let report = Report { output, state: "skipped".into(), ..Report::default() };
+            return Ok(Ending {
+                exit: Exit::Done,
+                report: Some(report),
+                error: None,
+                text: String::new(),
+            });
         }
         Opened::Nothing(text) => {
-            terminal.say(&text);
-            (Exit::Done, complete(output, Status::default()), false)
+            (Exit::Done, complete(output, Status::default()), None, Some(text))
         }
         Opened::Job(session) if session.manifest.success()?.is_some() => {
             let status = finished(&session, mode)?;
-            terminal.say(&format!("`{output}` is finished, and nothing is new in its input"));
-            (Exit::Done, complete(output, status), false)
+            let text = format!("`{output}` is finished, and nothing is new in its input");
+            (Exit::Done, complete(output, status), None, Some(text))
         }
         Opened::Job(session) => {
-            let outcome = crate::job::run(*session, &signals, &mut terminal)?;
-            (outcome.exit, outcome.report, true)
+            let outcome = crate::job::run(*session, &signals, terminal)?;
+            (outcome.exit, outcome.report, outcome.error, None)
         }
     };
     // Before it is complete, a job has nothing yet that a gate could be held against.
     if matches!(exit, Exit::Done | Exit::SomeFailed) {
         exit = report.hold_against(&gates);
     }
-    if worked {
-        terminal.say(report.text().trim_end());
-    } else {
-        report.gates.iter().for_each(|gate| terminal.say(&gate.to_string()));
-    }
-    if talk.json() {
-        print_json(&report)?;
-    }
-    Ok(exit)
+    let text = match said {
+        // There was nothing to do, so there is only this to say.
+        Some(text) => report.gates.iter().fold(text, |text, gate| format!("{text}\n{gate}")),
+        None if error.is_some() => String::new(),
+        None => report.text(),
+    };
+    Ok(Ending { exit, report: Some(report), error, text })
 }
 
 /// The output is finished: what it amounts to, unless the input has moved on.

@@ -56,5 +56,5 @@ pub use since::Known;
 pub use spec::{IfLocked, Input, MaxFailures, Spec};
 pub use survey::{State, Status, Survey};
 pub use tally::Tally;
-pub use terminal::{Terminal, Verbosity, tell};
+pub use terminal::{Progress, Standing, Terminal, Verbosity, tell};
 pub use verify::{Verdict, verify};

@@ -43,10 +43,13 @@ pub struct Report {
     pub output: String,
     /// Where annotated pictures are, if they were asked for.
     pub annotated: Option<String>,
-    /// `done`, `interrupted`, `stopped`, `failed`.
+    /// `done`, `interrupted`, `stopped`, `failed`, `skipped` (another run holds the output).
     pub state: String,
     /// The exit code.
     pub exit: u8,
+    /// Why the run was stopped, if it stopped itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Pictures planned, as far as the plan goes.
     pub planned: u64,
     /// Whether the plan is complete.

@@ -147,6 +147,10 @@ settings! {
     #[arg(long, value_name = "METRIC OP N[%]", help_heading = "Reports")]
     #[serde(deserialize_with = "words")]
     gate: Vec<String>,
+
+    /// How to show progress: auto (on stderr), json (messages on stdout), or none [default: auto]
+    #[arg(long, value_name = "KIND", help_heading = "Messages")]
+    progress: String,
 }
 
 impl Settings {

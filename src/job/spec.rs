@@ -8,6 +8,7 @@ use super::exit::JobError;
 use super::notices::Gate;
 use super::plan::Caps;
 use super::settings::Settings;
+use super::terminal::Progress;
 use crate::engine::Precision;
 use crate::picture::{Limits, Truncated};
 use crate::store::IdentityKind;
@@ -108,6 +109,8 @@ pub struct Spec {
     pub no_lock: bool,
     /// What the finished job must hold.
     pub gates: Vec<Gate>,
+    /// How progress is shown.
+    pub progress: Progress,
 }
 
 impl Spec {
@@ -180,6 +183,12 @@ impl Spec {
                 None => return Err(choice("if-locked", other, "fail, skip or wait=TIME")),
             },
         };
+        let progress = match s.progress.as_deref() {
+            None | Some("auto") => Progress::Auto,
+            Some("json") => Progress::Json,
+            Some("none") => Progress::None,
+            Some(other) => return Err(choice("progress", other, "auto, json or none")),
+        };
         let gates = s.gate.iter().flatten().map(|gate| Gate::parse(gate));
         let gates = gates.collect::<Result<_, _>>()?;
         let limits = Limits {
@@ -222,6 +231,7 @@ impl Spec {
             if_locked,
             no_lock: s.no_lock == Some(true),
             gates,
+            progress,
             settings: s,
         })
     }
@@ -250,6 +260,7 @@ fn defaults() -> Settings {
         max_images: Some(100),
         if_locked: Some("fail".into()),
         no_lock: Some(false),
+        progress: Some("auto".into()),
         ..Settings::default()
     }
 }
@@ -362,6 +373,7 @@ mod tests {
             (Settings { if_locked: text("cry"), ..minimal() }, "--if-locked is `cry`"),
             (Settings { max_failures: text("101%"), ..minimal() }, "--max-failures is `101%`"),
             (Settings { annotate: Some("/out".into()), ..minimal() }, "--annotate is --output"),
+            (Settings { progress: text("bar"), ..minimal() }, "--progress is `bar`"),
             (Settings { gate: Some(vec!["errs > 1".into()]), ..minimal() }, "no metric `errs`"),
         ];
         for (settings, expected) in cases {
