@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::binary::{Haul, folder, success};
+use common::binary::{Haul, Ran, folder, success, wait_for};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -197,4 +197,107 @@ fn progress_can_be_left_out() {
     };
     assert_eq!(run("none").exits(0).says("done: 2 planned").stdout, "");
     run("fancy").exits(2).says("--progress is `fancy`; it is auto, json or none");
+}
+
+/// The test cases of a JUnit report: name, and what is in it.
+fn test_cases(path: &Path) -> Vec<(String, String)> {
+    let text = fs::read_to_string(path).unwrap();
+    let document = roxmltree::Document::parse(&text).unwrap();
+    let cases = document.descendants().filter(|node| node.has_tag_name("testcase"));
+    cases
+        .map(|case| {
+            let verdict = case.first_element_child();
+            let message = verdict.and_then(|verdict| verdict.attribute("message"));
+            let said =
+                message.map(|message| format!("{}: {message}", verdict.unwrap().tag_name().name()));
+            (case.attribute("name").unwrap().to_owned(), said.unwrap_or_default())
+        })
+        .collect()
+}
+
+fn cases(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    expected.iter().map(|(name, said)| ((*name).to_owned(), (*said).to_owned())).collect()
+}
+
+#[test]
+fn a_junit_report_at_every_end() {
+    let photos = nine_and_one();
+    let root = tempfile::tempdir().unwrap();
+    let (out, file) = (root.path().join("out"), root.path().join("haul.xml"));
+    let run = || Haul::run(photos.path(), &out).arg("--junit").arg(&file);
+
+    // It could not begin.
+    run().args(["--model", "/nowhere.pt", "--gate", "errors == 0"]).exits(2);
+    let said = test_cases(&file);
+    assert!(said[0].1.starts_with("failure: ") && said[0].1.contains("/nowhere.pt"), "{said:?}");
+    assert_eq!(said[1].1, "skipped: the job is not complete");
+    // Stopped by a threshold: what stopped it is named, though it is not committed.
+    run().args(["--max-failures", "0"]).exits(4);
+    let expected = "failure: stopping: 1 pictures failed, --max-failures is 0";
+    assert_eq!(test_cases(&file), cases(&[("job", expected)]));
+    assert!(fs::read_to_string(&file).unwrap().contains("  0/none.jpg: empty: "));
+    // Complete, with a gate that does not hold, and one that does.
+    run().args(["--gate", "errors == 0", "--gate", "pictures == 10"]).exits(6);
+    let expected =
+        [("job", ""), ("gate: errors == 0", "failure: measured: 1"), ("gate: pictures == 10", "")];
+    assert_eq!(test_cases(&file), cases(&expected));
+    // Finished before: the same from the committed totals, with other gates.
+    fs::remove_file(&file).unwrap();
+    run().exits(3);
+    assert_eq!(test_cases(&file), cases(&[("job", "failure: 1 of 10 pictures failed")]));
+    assert!(fs::read_to_string(&file).unwrap().contains("  0/none.jpg: empty: "));
+    Haul::new("resume").arg(&out).arg("--junit").arg(&file).args(["--gate", "errors < 5"]).exits(0);
+    assert_eq!(test_cases(&file), cases(&[("job", ""), ("gate: errors < 5", "")]));
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 2, "nothing else is left behind");
+}
+
+#[test]
+fn a_junit_report_of_an_interrupted_run() {
+    let photos = folder(60);
+    let root = tempfile::tempdir().unwrap();
+    let (out, file) = (root.path().join("out"), root.path().join("haul.xml"));
+    let run = Haul::run(photos.path(), &out).slowly().args(["--max-images", "2", "--grace", "0"]);
+    let mut child = run.args(["--gate", "errors == 0"]).arg("--junit").arg(&file).spawn();
+    wait_for(&out.join("_manifest/done/00000000.json"), &mut child);
+    let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+    let said = test_cases(&file);
+    assert!(said[0].1.starts_with("failure: interrupted, "), "{said:?}");
+    assert_eq!(said[1].1, "skipped: the job is not complete");
+}
+
+#[test]
+fn places_where_no_report_can_be_are_refused_before_any_work() {
+    let photos = folder(1);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    let junit = |path: &Path| Haul::run(photos.path(), &out).arg("--junit").arg(path).exits(2);
+    junit(&out.join("haul.xml")).says("is in --output");
+    junit(root.path()).says("it is a folder");
+    junit(&root.path().join("none/haul.xml")).says("cannot write there");
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_exit_1_and_the_job_is_complete() {
+    let photos = folder(8);
+    let root = tempfile::tempdir().unwrap();
+    let (out, reports) = (root.path().join("out"), root.path().join("reports"));
+    fs::create_dir(&reports).unwrap();
+    let run = || {
+        let run = Haul::run(photos.path(), &out).args(["--max-images", "1"]);
+        run.arg("--junit").arg(reports.join("haul.xml"))
+    };
+    let mut child = run().slowly().spawn();
+    wait_for(&out.join("_manifest/done/00000000.json"), &mut child);
+    fs::remove_dir(&reports).unwrap();
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    ran.says("done: 8 planned").says("reports/haul.xml");
+    assert_eq!(success(&out)["ok"], 8);
+    // The next run writes it.
+    fs::create_dir(&reports).unwrap();
+    run().exits(0);
+    assert_eq!(test_cases(&reports.join("haul.xml")), cases(&[("job", "")]));
 }

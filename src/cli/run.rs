@@ -1,13 +1,14 @@
 //! `haul run` and `haul resume`.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use clap::Args;
 
 use super::{print, print_json, signals};
 use crate::job::{
-    Exit, JobError, Manifest, Mode, Opened, Progress, Report, Session, Settings, Spec, Status,
-    Terminal, Verbosity, drift, open, open_output, tell,
+    Ended, Exit, JobError, Line, Manifest, Mode, Opened, Progress, Report, Session, Settings, Spec,
+    Status, Terminal, Verbosity, drift, failures, open, open_output, tell,
 };
 
 /// Run a job: a new one, or what is left of it
@@ -80,6 +81,9 @@ pub(super) struct Resume {
     /// What the finished job must hold, else exit 6 (repeatable; instead of the job's own)
     #[arg(long, value_name = "METRIC OP N[%]")]
     gate: Option<Vec<String>>,
+    /// Write a JUnit report for CI into this file
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
     /// How to show progress: auto (on stderr), json (messages on stdout), or none
     #[arg(long, value_name = "KIND", help_heading = "Messages")]
     progress: Option<String>,
@@ -153,6 +157,7 @@ impl Resume {
             grace: self.grace,
             if_locked: self.if_locked,
             gate: self.gate,
+            junit: self.junit,
             progress: self.progress,
             ..Settings::default()
         };
@@ -186,22 +191,26 @@ struct Ending {
     report: Option<Report>,
     /// What kept it from going on.
     error: Option<JobError>,
+    /// Pictures that failed.
+    failures: Vec<Line>,
+    /// Another run holds the output, and that is fine.
+    skipped: bool,
     /// What is said to people.
     text: String,
 }
 
 fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
     let mut terminal = talk.terminal().showing(spec.progress);
-    let ending = attempt(spec.clone(), mode, &mut terminal).unwrap_or_else(|error| Ending {
-        exit: error.exit(),
-        report: None,
-        error: Some(error),
-        text: String::new(),
+    let attempted = spec.notices.check_folders().and_then(|()| {
+        let ending = attempt(spec.clone(), mode, &mut terminal);
+        let mut ending = ending.unwrap_or_else(|error| Ending::failed(error));
+        if !ending.text.is_empty() {
+            terminal.say(ending.text.trim_end());
+        }
+        ending.publish(&spec, &terminal);
+        Ok(ending)
     });
-    let Ending { exit, report, error, text } = ending;
-    if !text.is_empty() {
-        terminal.say(text.trim_end());
-    }
+    let Ending { exit, report, error, .. } = attempted.unwrap_or_else(Ending::failed);
     let reason = error.as_ref().map(ToString::to_string);
     let reason = reason.as_deref().or(terminal.reason());
     terminal.conclude(report.as_ref(), reason.map(|reason| (exit as u8, reason)));
@@ -209,17 +218,70 @@ fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
     if let Some(report) = report
         && talk.json()
         && spec.progress != Progress::Json
-        && error.is_none()
     {
         print_json(&report)?;
     }
     error.map_or(Ok(exit), Err)
 }
 
+impl Ending {
+    fn failed(error: JobError) -> Ending {
+        Ending {
+            exit: error.exit(),
+            report: None,
+            error: Some(error),
+            failures: Vec::new(),
+            skipped: false,
+            text: String::new(),
+        }
+    }
+
+    /// Writes what is left for other programs. Where that fails, a job that is complete ends with 1
+    /// all the same: whoever waits for the file must hear of it, and the next run writes it again.
+    fn publish(&mut self, spec: &Spec, terminal: &Terminal) {
+        // The run that holds the output writes its own.
+        if self.skipped {
+            return;
+        }
+        let gates: Vec<String> = spec.gates.iter().map(|gate| gate.text().to_owned()).collect();
+        let reason = self.error.as_ref().map(ToString::to_string);
+        let published = self.name_failures(spec).and_then(|()| {
+            spec.notices.publish(&Ended {
+                output: &spec.output,
+                exit: self.exit,
+                reason: reason.as_deref().or(terminal.reason()),
+                report: self.report.as_ref(),
+                failures: &self.failures,
+                gates: &gates,
+                time: SystemTime::now(),
+            })
+        });
+        let Err(error) = published else { return };
+        if matches!(self.exit, Exit::Done | Exit::SomeFailed | Exit::Gate) {
+            self.exit = Exit::Failed;
+            self.report.iter_mut().for_each(|report| report.exit = Exit::Failed as u8);
+            self.error = Some(JobError::Internal(error.to_string()));
+        } else {
+            terminal.warn(&error.to_string());
+        }
+    }
+
+    /// Finds the pictures that failed in earlier runs, where somebody wants to know.
+    fn name_failures(&mut self, spec: &Spec) -> Result<(), JobError> {
+        let any = self.report.as_ref().is_some_and(|report| report.committed > 0);
+        if any && spec.notices.name_failures() {
+            let fresh = std::mem::take(&mut self.failures);
+            self.failures = failures(&spec.output, fresh)?;
+        }
+        Ok(())
+    }
+}
+
 fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, JobError> {
     let signals = signals::listen()?;
     let gates = spec.gates.clone();
     let output = spec.output.display().to_string();
+    let mut fresh = Vec::new();
     let (mut exit, mut report, error, said) = match open(spec, mode, terminal)? {
         Opened::Skipped(text) => {
             // One line also for --quiet: that nothing ran is what cron's reader wants to know.
@@ -229,6 +291,8 @@ fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, Jo
                 exit: Exit::Done,
                 report: Some(report),
                 error: None,
+                failures: Vec::new(),
+                skipped: true,
                 text: String::new(),
             });
         }
@@ -242,6 +306,7 @@ fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, Jo
         }
         Opened::Job(session) => {
             let outcome = crate::job::run(*session, &signals, terminal)?;
+            fresh = outcome.failures;
             (outcome.exit, outcome.report, outcome.error, None)
         }
     };
@@ -255,7 +320,7 @@ fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, Jo
         None if error.is_some() => String::new(),
         None => report.text(),
     };
-    Ok(Ending { exit, report: Some(report), error, text })
+    Ok(Ending { exit, report: Some(report), error, failures: fresh, skipped: false, text })
 }
 
 /// The output is finished: what it amounts to, unless the input has moved on.

@@ -41,7 +41,7 @@ pub use line::{
 };
 pub use manifest::{Ancestor, Failure, Job, MANIFEST_SCHEMA, Manifest, Record, Success, part_name};
 pub use memory::{mib, peak};
-pub use notices::{Gate, GateResult, Totals, judge};
+pub use notices::{Ended, Gate, GateResult, MOST_NAMED, Notices, Totals, failures, judge};
 pub use pack::{CheckedPack, MadePack, check_packs, pack_model};
 pub use plan::{Batch, Caps, Cutter, PLAN_SCHEMA, PlanSummary, Segment, segment_name};
 pub use planner::{Drift, Planner, Terms, drift};

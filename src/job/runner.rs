@@ -16,9 +16,11 @@ use super::events::{Answer, Event};
 use super::exit::{Exit, JobError};
 use super::feeder::{Feeder, Order};
 use super::fingerprint::ModelFacts;
+use super::line::Line;
 use super::lister::Lister;
 use super::manifest::{Done, Manifest, Success, parts_digest};
 use super::memory::{mib, peak};
+use super::notices::MOST_NAMED;
 use super::plan::Batch;
 use super::report::{Report, Stages};
 use super::session::{Session, open_pictures};
@@ -50,6 +52,8 @@ pub struct Outcome {
     pub report: Report,
     /// What kept the job from going on.
     pub error: Option<JobError>,
+    /// Pictures that failed in this run, committed or not; the first of them only.
+    pub failures: Vec<Line>,
 }
 
 /// Works on a job until it is done, stopped or interrupted.
@@ -72,7 +76,12 @@ pub fn run(
         Ok(exit) => (exit, None),
         Err(error) => (error.exit(), Some(error)),
     };
-    let outcome = Outcome { exit, report: dispatcher.report(exit), error };
+    let outcome = Outcome {
+        exit,
+        report: dispatcher.report(exit),
+        error,
+        failures: std::mem::take(&mut dispatcher.failures),
+    };
     dispatcher.shut_down();
     Ok(outcome)
 }
@@ -139,6 +148,7 @@ struct Dispatcher<'a> {
 
     pictures: u64,
     pictures_ok: u64,
+    failures: Vec<Line>,
     spent: Spent,
     write: Duration,
     start: Instant,
@@ -232,6 +242,7 @@ impl<'a> Dispatcher<'a> {
             last_fault: String::new(),
             pictures: 0,
             pictures_ok: 0,
+            failures: Vec::new(),
             spent: Spent::default(),
             write: Duration::ZERO,
             start: Instant::now(),
@@ -479,6 +490,9 @@ impl<'a> Dispatcher<'a> {
         let Some(open) = self.open.get_mut(&answer.batch).filter(current) else { return Ok(None) };
         if answer.tally.failed > 0 {
             self.terminal.picture_failed(&answer.line);
+            if self.failures.len() < MOST_NAMED {
+                self.failures.extend(Line::parse(&answer.line));
+            }
         }
         if open.lines[answer.index].replace(answer.line).is_some() {
             return Err(JobError::Internal("a picture was answered twice. This is a bug.".into()));

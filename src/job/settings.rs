@@ -147,6 +147,9 @@ settings! {
     #[arg(long, value_name = "METRIC OP N[%]", help_heading = "Reports")]
     #[serde(deserialize_with = "words")]
     gate: Vec<String>,
+    /// Write a JUnit report for CI into this file: the job, and each gate
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    junit: PathBuf,
 
     /// How to show progress: auto (on stderr), json (messages on stdout), or none [default: auto]
     #[arg(long, value_name = "KIND", help_heading = "Messages")]
@@ -202,7 +205,13 @@ impl Settings {
             settled.extend(rest);
             settled
         };
-        let paths = [&mut self.model, &mut self.input, &mut self.output, &mut self.annotate];
+        let paths = [
+            &mut self.model,
+            &mut self.input,
+            &mut self.output,
+            &mut self.annotate,
+            &mut self.junit,
+        ];
         for path in paths.into_iter().flatten() {
             if let Some(url) = path.to_str().filter(|text| text.contains("://")) {
                 return Err(JobError::Usage(format!(

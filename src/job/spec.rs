@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::exit::JobError;
-use super::notices::Gate;
+use super::notices::{Gate, Notices};
 use super::plan::Caps;
 use super::settings::Settings;
 use super::terminal::Progress;
@@ -111,6 +111,8 @@ pub struct Spec {
     pub gates: Vec<Gate>,
     /// How progress is shown.
     pub progress: Progress,
+    /// What is left for other programs when a run ends.
+    pub notices: Notices,
 }
 
 impl Spec {
@@ -127,7 +129,8 @@ impl Spec {
         let input = need(&s.input, "input", "a folder, a picture, a list, or -")?;
         let output = need(&s.output, "output", "the folder for the results")?;
         // They go into job.json, which is text. Keys inside the input may be any bytes.
-        for path in [Some(&model), Some(&input), Some(&output), s.annotate.as_ref()] {
+        let annotate = s.annotate.as_ref();
+        for path in [Some(&model), Some(&input), Some(&output), annotate, s.junit.as_ref()] {
             if let Some(path) = path.filter(|path| path.to_str().is_none()) {
                 let path = path.display();
                 return Err(usage(format!(
@@ -189,6 +192,8 @@ impl Spec {
             Some("none") => Progress::None,
             Some(other) => return Err(choice("progress", other, "auto, json or none")),
         };
+        let notices = Notices { junit: s.junit.clone() };
+        notices.check_paths(&output)?;
         let gates = s.gate.iter().flatten().map(|gate| Gate::parse(gate));
         let gates = gates.collect::<Result<_, _>>()?;
         let limits = Limits {
@@ -232,6 +237,7 @@ impl Spec {
             no_lock: s.no_lock == Some(true),
             gates,
             progress,
+            notices,
             settings: s,
         })
     }
@@ -374,6 +380,7 @@ mod tests {
             (Settings { max_failures: text("101%"), ..minimal() }, "--max-failures is `101%`"),
             (Settings { annotate: Some("/out".into()), ..minimal() }, "--annotate is --output"),
             (Settings { progress: text("bar"), ..minimal() }, "--progress is `bar`"),
+            (Settings { junit: Some("/out/j.xml".into()), ..minimal() }, "--junit `/out/j.xml`"),
             (Settings { gate: Some(vec!["errs > 1".into()]), ..minimal() }, "no metric `errs`"),
         ];
         for (settings, expected) in cases {

@@ -178,6 +178,12 @@ impl Gate {
         }))
     }
 
+    /// The gate as it was given.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Whether it is about all failed pictures, and so decides whether there may be any.
     fn speaks_for_failures(&self) -> bool {
         self.metric == Metric::Errors
