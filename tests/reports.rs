@@ -301,3 +301,51 @@ fn a_report_that_cannot_be_written_is_exit_1_and_the_job_is_complete() {
     run().exits(0);
     assert_eq!(test_cases(&reports.join("haul.xml")), cases(&[("job", "")]));
 }
+
+#[test]
+fn what_github_is_told() {
+    let photos = nine_and_one();
+    fs::write(photos.path().join("0/%\n::error::x|y.jpg"), b"no picture").unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let (out, summary, outputs) =
+        (root.path().join("out"), root.path().join("summary"), root.path().join("outputs"));
+    let run = || {
+        Haul::run(photos.path(), &out)
+            .args(["--github", "--gate", "errors == 0"])
+            .env("GITHUB_ACTIONS", "true")
+            .env("GITHUB_STEP_SUMMARY", summary.to_str().unwrap())
+            .env("GITHUB_OUTPUT", outputs.to_str().unwrap())
+    };
+    fs::write(&summary, "what an earlier command wrote\n").unwrap();
+    let said: Vec<String> = run().exits(6).stdout.lines().map(str::to_owned).collect();
+    let gate = "::error title=haul%3A gate::does not hold: errors == 0 (measured: 2)";
+    let warning = "::warning title=haul%3A failed pictures::";
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert_eq!(said[0], gate);
+    assert!(said[1].starts_with(&format!("{warning}0/none.jpg: empty: ")), "{said:?}");
+    let name = r"0/%25\n::error::x|y.jpg: not_an_image: ";
+    assert!(said[2].starts_with(&format!("{warning}{name}")), "{said:?}");
+    let text = fs::read_to_string(&summary).unwrap();
+    assert!(text.starts_with("what an earlier command wrote\n\n| ❌ haul | done, exit code 6 |\n"));
+    assert!(text.contains("| gate errors &#61;&#61; 0 | ❌ 2 |\n"), "{text}");
+    assert!(text.contains(r"| 0/%&#92;n&#58;&#58;error&#58;&#58;x&#124;y.jpg | "), "{text}");
+    let expected = "exit_code=6\nstate=done\nplanned=11\nok=9\nfailed=2\n";
+    assert!(fs::read_to_string(&outputs).unwrap().starts_with(expected));
+
+    // JSON on stdout stays JSON.
+    let ran = run().arg("--json").exits(6).says(gate);
+    assert_eq!(json(&ran.stdout)["exit"], 6);
+    let ran = run().args(["--progress", "json"]).exits(6).says(gate);
+    assert_eq!(messages(&ran.stdout).len(), 2);
+
+    // A summary that is full is left as it is.
+    fs::write(&summary, vec![b'x'; 1024 * 1024 - 30]).unwrap();
+    run().exits(6).says("the step's summary is full already");
+    assert_eq!(fs::metadata(&summary).unwrap().len(), 1024 * 1024 - 30);
+
+    // At a desk it is a warning.
+    fs::remove_file(&summary).unwrap();
+    let ran = run().env("GITHUB_ACTIONS", "").args(["--gate", "errors < 5"]).exits(6);
+    assert_eq!(ran.says("--github does nothing here").stdout, "");
+    assert!(!summary.exists());
+}

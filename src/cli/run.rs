@@ -84,6 +84,9 @@ pub(super) struct Resume {
     /// Write a JUnit report for CI into this file
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
+    /// In a step of GitHub Actions: annotations, a table in the step's summary, and outputs
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL")]
+    github: Option<bool>,
     /// How to show progress: auto (on stderr), json (messages on stdout), or none
     #[arg(long, value_name = "KIND", help_heading = "Messages")]
     progress: Option<String>,
@@ -158,6 +161,7 @@ impl Resume {
             if_locked: self.if_locked,
             gate: self.gate,
             junit: self.junit,
+            github: self.github,
             progress: self.progress,
             ..Settings::default()
         };
@@ -200,7 +204,7 @@ struct Ending {
 }
 
 fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
-    let mut terminal = talk.terminal().showing(spec.progress);
+    let mut terminal = talk.terminal().showing(spec.progress).with_json(talk.json());
     let attempted = spec.notices.check_folders().and_then(|()| {
         let ending = attempt(spec.clone(), mode, &mut terminal);
         let mut ending = ending.unwrap_or_else(|error| Ending::failed(error));
@@ -246,7 +250,7 @@ impl Ending {
         let gates: Vec<String> = spec.gates.iter().map(|gate| gate.text().to_owned()).collect();
         let reason = self.error.as_ref().map(ToString::to_string);
         let published = self.name_failures(spec).and_then(|()| {
-            spec.notices.publish(&Ended {
+            let ended = Ended {
                 output: &spec.output,
                 exit: self.exit,
                 reason: reason.as_deref().or(terminal.reason()),
@@ -254,7 +258,8 @@ impl Ending {
                 failures: &self.failures,
                 gates: &gates,
                 time: SystemTime::now(),
-            })
+            };
+            spec.notices.publish(&ended, terminal)
         });
         let Err(error) = published else { return };
         if matches!(self.exit, Exit::Done | Exit::SomeFailed | Exit::Gate) {

@@ -150,6 +150,9 @@ settings! {
     /// Write a JUnit report for CI into this file: the job, and each gate
     #[arg(long, value_name = "FILE", help_heading = "Reports")]
     junit: PathBuf,
+    /// In a step of GitHub Actions: annotations, a table in the step's summary, and outputs
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Reports")]
+    github: bool,
 
     /// How to show progress: auto (on stderr), json (messages on stdout), or none [default: auto]
     #[arg(long, value_name = "KIND", help_heading = "Messages")]

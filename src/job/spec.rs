@@ -192,7 +192,7 @@ impl Spec {
             Some("none") => Progress::None,
             Some(other) => return Err(choice("progress", other, "auto, json or none")),
         };
-        let notices = Notices { junit: s.junit.clone() };
+        let notices = Notices { junit: s.junit.clone(), github: s.github == Some(true) };
         notices.check_paths(&output)?;
         let gates = s.gate.iter().flatten().map(|gate| Gate::parse(gate));
         let gates = gates.collect::<Result<_, _>>()?;
@@ -267,6 +267,7 @@ fn defaults() -> Settings {
         if_locked: Some("fail".into()),
         no_lock: Some(false),
         progress: Some("auto".into()),
+        github: Some(false),
         ..Settings::default()
     }
 }

@@ -137,6 +137,7 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 pub struct Terminal {
     verbosity: Verbosity,
     shown: Progress,
+    json: bool,
     bar: Option<ProgressBar>,
     start: Instant,
     said: Instant,
@@ -153,6 +154,7 @@ impl Terminal {
         Terminal {
             verbosity,
             shown: Progress::Auto,
+            json: false,
             bar: None,
             start: now,
             said: now,
@@ -166,6 +168,22 @@ impl Terminal {
     #[must_use]
     pub fn showing(self, shown: Progress) -> Terminal {
         Terminal { shown, ..self }
+    }
+
+    /// The same, with the summary as JSON on stdout at the end.
+    #[must_use]
+    pub fn with_json(self, json: bool) -> Terminal {
+        Terminal { json, ..self }
+    }
+
+    /// Prints a command to the runner of a CI service, which reads stdout and stderr alike. It is
+    /// on stdout, unless that is JSON.
+    pub fn command(&self, line: &str) {
+        if self.json || self.shown == Progress::Json {
+            tell(line);
+        } else {
+            let _ = writeln!(std::io::stdout().lock(), "{line}");
+        }
     }
 
     /// Begins to show progress, after `done` pictures of earlier runs.

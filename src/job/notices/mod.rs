@@ -5,6 +5,7 @@
 //! by haul again, and no reader of results trusts it.
 
 mod gate;
+mod github;
 mod junit;
 
 use std::collections::BTreeSet;
@@ -19,6 +20,7 @@ use super::exit::{Exit, JobError};
 use super::line::Line;
 use super::report::Report;
 use super::survey::Survey;
+use super::terminal::Terminal;
 use crate::store::StoreError;
 
 /// So many failed pictures are named; the others are counted.
@@ -29,6 +31,8 @@ pub const MOST_NAMED: usize = 100;
 pub struct Notices {
     /// `--junit`.
     pub junit: Option<PathBuf>,
+    /// `--github`.
+    pub github: bool,
 }
 
 /// How a run ended.
@@ -128,15 +132,18 @@ impl Notices {
     /// Whether anything wants to know which pictures failed.
     #[must_use]
     pub fn name_failures(&self) -> bool {
-        self.junit.is_some()
+        self.junit.is_some() || self.github
     }
 
     /// Writes everything that was asked for. What fails does not keep the rest from being written.
     ///
     /// # Errors
     /// The first that could not be written.
-    pub fn publish(&self, ended: &Ended<'_>) -> Result<(), JobError> {
+    pub fn publish(&self, ended: &Ended<'_>, terminal: &Terminal) -> Result<(), JobError> {
         let mut first = Ok(());
+        if self.github {
+            first = first.and(tell_github(ended, terminal));
+        }
         if let Some(path) = &self.junit {
             first = first.and(replace(path, &junit::document(ended)));
         }
@@ -166,6 +173,36 @@ pub fn failures(output: &Path, fresh: Vec<Line>) -> Result<Vec<Line>, JobError> 
     found.extend(fresh.into_iter().filter(|line| !committed.contains(&key(line))));
     found.truncate(MOST_NAMED);
     Ok(found)
+}
+
+/// Does what `--github` asks for. Job files are tried at desks, too, so elsewhere it is a warning.
+fn tell_github(ended: &Ended<'_>, terminal: &Terminal) -> Result<(), JobError> {
+    if std::env::var_os("GITHUB_ACTIONS").is_none_or(|value| value != "true") {
+        terminal.warn("--github does nothing here (GITHUB_ACTIONS is not `true`)");
+        return Ok(());
+    }
+    for line in github::annotations(ended) {
+        terminal.command(&line);
+    }
+    let file = |name| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    if let Some(path) = file("GITHUB_STEP_SUMMARY") {
+        let taken = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        let text = github::summary(ended, taken);
+        if text.is_empty() {
+            terminal.warn("the step's summary is full already (1,024 KiB): the table is left out");
+        }
+        append(&path, &text)?;
+    }
+    if let Some(path) = file("GITHUB_OUTPUT") {
+        append(&path, &github::outputs(ended))?;
+    }
+    Ok(())
+}
+
+fn append(path: &Path, text: &str) -> Result<(), JobError> {
+    let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(|error| StoreError::new("append to", path, error).into())
 }
 
 /// A file beside `path`, whose name ends in nothing that a collector of files looks for.
