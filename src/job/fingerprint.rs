@@ -39,6 +39,19 @@ pub(super) fn numeric_class(job: &Job) -> Option<&str> {
     job.fingerprint.get(NUMERIC_CLASS)?.as_str()
 }
 
+/// The class names of a job that exists.
+#[must_use]
+pub(super) fn labels(job: &Job) -> Vec<String> {
+    let labels = job.fingerprint.get("labels").cloned().unwrap_or_default();
+    serde_json::from_value(labels).unwrap_or_default()
+}
+
+/// What `--classes` left of them, if it was given.
+#[must_use]
+pub(super) fn kept_classes(job: &Job) -> Option<Vec<u32>> {
+    serde_json::from_value(job.fingerprint.get("classes")?.clone()).ok()
+}
+
 /// The fingerprint of a job.
 #[must_use]
 pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {

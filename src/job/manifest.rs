@@ -92,7 +92,10 @@ impl Job {
         let longest = lengths.map(str::len).max().unwrap_or(0);
         let most = self.fingerprint.get("max_det").and_then(serde_json::Value::as_u64);
         let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(0);
-        let limit = longest_line(most, longest).saturating_mul(batch.objects.len() as u64);
+        let count = batch.objects.len() as u64;
+        let meta = batch.objects.iter().filter_map(|object| object.meta.as_deref());
+        let meta: u64 = meta.map(|text| text.len() as u64 + 16).sum();
+        let limit = longest_line(most, longest).saturating_mul(count).saturating_add(meta);
         compress.unpack(part, limit)
     }
 }

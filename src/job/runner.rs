@@ -16,15 +16,17 @@ use super::events::{Answer, Event};
 use super::exit::{Exit, JobError};
 use super::feeder::{Feeder, Order};
 use super::fingerprint::ModelFacts;
+use super::line::Line;
 use super::lister::Lister;
 use super::manifest::{Done, Job, Manifest, Success, parts_digest};
 use super::memory::{mib, peak};
+use super::notices::MOST_NAMED;
 use super::plan::Batch;
 use super::report::{Report, Stages};
 use super::session::{Session, open_pictures};
 use super::spec::{MaxFailures, Spec};
 use super::tally::Tally;
-use super::terminal::Terminal;
+use super::terminal::{Standing, Terminal};
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
 use crate::store::{LocalStore, Store, annotated_name};
 use crate::yolo::NmsOptions;
@@ -48,6 +50,10 @@ pub struct Outcome {
     pub exit: Exit,
     /// The summary.
     pub report: Report,
+    /// What kept the job from going on.
+    pub error: Option<JobError>,
+    /// Pictures that failed in this run, committed or not; the first of them only.
+    pub failures: Vec<Line>,
 }
 
 /// Works on a job until it is done, stopped or interrupted.
@@ -55,7 +61,8 @@ pub struct Outcome {
 /// `signals` gives the number of a signal that asks to stop; the sender of a second one exits.
 ///
 /// # Errors
-/// When the job cannot go on at all; what is committed stays committed.
+/// When it cannot even start. One that cannot go on has an outcome, with the error in it; what is
+/// committed stays committed.
 pub fn run(
     session: Session,
     signals: &Receiver<i32>,
@@ -65,9 +72,18 @@ pub fn run(
     let mut dispatcher = Dispatcher::start(&session, terminal)?;
     let result = dispatcher.work(signals);
     dispatcher.terminal.end();
-    let outcome = result.map(|exit| Outcome { exit, report: dispatcher.report(exit) });
+    let (exit, error) = match result {
+        Ok(exit) => (exit, None),
+        Err(error) => (error.exit(), Some(error)),
+    };
+    let outcome = Outcome {
+        exit,
+        report: dispatcher.report(exit),
+        error,
+        failures: std::mem::take(&mut dispatcher.failures),
+    };
     dispatcher.shut_down();
-    outcome
+    Ok(outcome)
 }
 
 /// What a job asks of the pool.
@@ -131,6 +147,7 @@ struct Dispatcher<'a> {
 
     pictures: u64,
     pictures_ok: u64,
+    failures: Vec<Line>,
     spent: Spent,
     write: Duration,
     start: Instant,
@@ -224,6 +241,7 @@ impl<'a> Dispatcher<'a> {
             faults_in_a_row: 0,
             pictures: 0,
             pictures_ok: 0,
+            failures: Vec::new(),
             spent: Spent::default(),
             write: Duration::ZERO,
             start: Instant::now(),
@@ -325,8 +343,14 @@ impl<'a> Dispatcher<'a> {
                 return Ok(Some(exit));
             }
             let (done, failed) = self.progress();
-            let listed = self.listed.load(Ordering::Relaxed).max(chain.summary().pictures);
-            self.terminal.progress(done, failed, listed, planned);
+            self.terminal.progress(Standing {
+                done,
+                failed,
+                planned: self.listed.load(Ordering::Relaxed).max(chain.summary().pictures),
+                complete: planned,
+                batches: chain.summary().batches,
+                committed: self.done.len() as u64,
+            });
         }
     }
 
@@ -460,6 +484,12 @@ impl<'a> Dispatcher<'a> {
     fn answer(&mut self, answer: Answer, planned: bool) -> Result<Option<Exit>, JobError> {
         let current = |open: &&mut Open| open.try_number == answer.try_number;
         let Some(open) = self.open.get_mut(&answer.batch).filter(current) else { return Ok(None) };
+        if answer.tally.failed > 0 {
+            self.terminal.picture_failed(&answer.line);
+            if self.failures.len() < MOST_NAMED {
+                self.failures.extend(Line::parse(&answer.line));
+            }
+        }
         if open.lines[answer.index].replace(answer.line).is_some() {
             return Err(JobError::Internal("a picture was answered twice. This is a bug.".into()));
         }
@@ -529,6 +559,7 @@ impl<'a> Dispatcher<'a> {
             Err(error) if error.passes() => self.terminal.warn(&error.to_string()),
             other => other?,
         }
+        self.terminal.try_failed(id, open.try_number, open.try_number >= TRIES, reason);
         if open.try_number < TRIES {
             self.terminal.detail(&format!("mini-batch {id}: {reason}; it will be tried again"));
             self.again.push_back((open.batch, open.try_number + 1));
@@ -645,6 +676,7 @@ impl<'a> Dispatcher<'a> {
         }
         .to_owned();
         report.exit = exit as u8;
+        report.reason = self.terminal.reason().map(str::to_owned);
         report.planned = report.planned.max(self.listed.load(Ordering::Relaxed));
         report.ok = self.totals.ok;
         report.failed = self.totals.failed;

@@ -104,6 +104,9 @@ pub fn load_model(spec: &Spec, class: Option<&str>) -> Result<Loaded, JobError> 
     let imgsz = spec.imgsz.unwrap_or(own).next_multiple_of(32);
     let classes =
         spec.classes.as_ref().map(|wanted| resolve_classes(wanted, &labels)).transpose()?;
+    for gate in &spec.gates {
+        gate.check_class(&labels, classes.as_deref())?;
+    }
     let numeric_class = engine.numeric_class().to_owned();
     let facts = ModelFacts { sha256, labels, imgsz, classes, numeric_class };
     Ok(Loaded { engine, facts, notes })

@@ -157,6 +157,21 @@ settings! {
     /// Run without a lock, where the file system has none
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Output")]
     no_lock: bool,
+
+    /// What the finished job must hold, else exit 6: "errors < 2%", "class person == 0" (repeatable)
+    #[arg(long, value_name = "METRIC OP N[%]", help_heading = "Reports")]
+    #[serde(deserialize_with = "words")]
+    gate: Vec<String>,
+    /// Write a JUnit report for CI into this file: the job, and each gate
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    junit: PathBuf,
+    /// In a step of GitHub Actions: annotations, a table in the step's summary, and outputs
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Reports")]
+    github: bool,
+
+    /// How to show progress: auto (on stderr), json (messages on stdout), or none [default: auto]
+    #[arg(long, value_name = "KIND", help_heading = "Messages")]
+    progress: String,
 }
 
 impl Settings {
@@ -208,7 +223,13 @@ impl Settings {
             settled.extend(rest);
             settled
         };
-        let paths = [&mut self.model, &mut self.input, &mut self.output, &mut self.annotate];
+        let paths = [
+            &mut self.model,
+            &mut self.input,
+            &mut self.output,
+            &mut self.annotate,
+            &mut self.junit,
+        ];
         for path in paths.into_iter().flatten() {
             if let Some(url) = path.to_str().filter(|text| text.contains("://")) {
                 return Err(JobError::Usage(format!(

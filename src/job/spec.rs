@@ -7,9 +7,11 @@ use std::time::Duration;
 use super::compress::Compress;
 use super::exit::JobError;
 use super::line::BoxUnit;
+use super::notices::{Gate, Notices};
 use super::plan::Caps;
 use super::sample::Sample;
 use super::settings::Settings;
+use super::terminal::Progress;
 use crate::engine::Precision;
 use crate::picture::{Limits, Truncated};
 use crate::store::IdentityKind;
@@ -116,6 +118,12 @@ pub struct Spec {
     pub if_locked: IfLocked,
     /// Do not lock.
     pub no_lock: bool,
+    /// What the finished job must hold.
+    pub gates: Vec<Gate>,
+    /// How progress is shown.
+    pub progress: Progress,
+    /// What is left for other programs when a run ends.
+    pub notices: Notices,
 }
 
 impl Spec {
@@ -132,7 +140,8 @@ impl Spec {
         let input = need(&s.input, "input", "a folder, a picture, a list, or -")?;
         let output = need(&s.output, "output", "the folder for the results")?;
         // They go into job.json, which is text. Keys inside the input may be any bytes.
-        for path in [Some(&model), Some(&input), Some(&output), s.annotate.as_ref()] {
+        let annotate = s.annotate.as_ref();
+        for path in [Some(&model), Some(&input), Some(&output), annotate, s.junit.as_ref()] {
             if let Some(path) = path.filter(|path| path.to_str().is_none()) {
                 let path = path.display();
                 return Err(usage(format!(
@@ -212,6 +221,16 @@ impl Spec {
                 None => return Err(choice("if-locked", other, "fail, skip or wait=TIME")),
             },
         };
+        let progress = match s.progress.as_deref() {
+            None | Some("auto") => Progress::Auto,
+            Some("json") => Progress::Json,
+            Some("none") => Progress::None,
+            Some(other) => return Err(choice("progress", other, "auto, json or none")),
+        };
+        let notices = Notices { junit: s.junit.clone(), github: s.github == Some(true) };
+        notices.check_paths(&output)?;
+        let gates = s.gate.iter().flatten().map(|gate| Gate::parse(gate));
+        let gates = gates.collect::<Result<_, _>>()?;
         let limits = Limits {
             max_pixels: s.max_pixels.unwrap_or_default(),
             max_memory: size(s.max_picture_memory.as_deref(), "max-picture-memory")?.unwrap_or(0),
@@ -255,6 +274,9 @@ impl Spec {
             annotate: s.annotate.clone(),
             if_locked,
             no_lock: s.no_lock == Some(true),
+            gates,
+            progress,
+            notices,
             settings: s,
         })
     }
@@ -285,6 +307,8 @@ fn defaults() -> Settings {
         compress: Some("none".into()),
         if_locked: Some("fail".into()),
         no_lock: Some(false),
+        progress: Some("auto".into()),
+        github: Some(false),
         ..Settings::default()
     }
 }
@@ -401,6 +425,9 @@ mod tests {
             (Settings { if_locked: text("cry"), ..minimal() }, "--if-locked is `cry`"),
             (Settings { max_failures: text("101%"), ..minimal() }, "--max-failures is `101%`"),
             (Settings { annotate: Some("/out".into()), ..minimal() }, "--annotate is --output"),
+            (Settings { progress: text("bar"), ..minimal() }, "--progress is `bar`"),
+            (Settings { junit: Some("/out/j.xml".into()), ..minimal() }, "--junit `/out/j.xml`"),
+            (Settings { gate: Some(vec!["errs > 1".into()]), ..minimal() }, "no metric `errs`"),
         ];
         for (settings, expected) in cases {
             let error = Spec::new(settings).unwrap_err().to_string();

@@ -8,7 +8,9 @@ use serde::Serialize;
 
 use super::chain::Chain;
 use super::exit::{Exit, JobError};
+use super::fingerprint::{kept_classes, labels};
 use super::manifest::{Job, Manifest, Record};
+use super::notices::{Gate, GateResult, Totals, judge};
 use super::plan::{Batch, PlanSummary};
 use super::session::open_output;
 use super::tally::Tally;
@@ -66,6 +68,8 @@ pub struct Status {
     pub errors: BTreeMap<String, u64>,
     /// Names that were listed and not planned, by reason.
     pub skipped: BTreeMap<String, u64>,
+    /// How each gate came out; empty until the job is finished.
+    pub gates: Vec<GateResult>,
 }
 
 impl Survey {
@@ -123,6 +127,15 @@ impl Survey {
         Ok((chain.summary().clone(), chain.ended()))
     }
 
+    /// Checks that the job can have what each gate counts.
+    ///
+    /// # Errors
+    /// [`JobError::Usage`] naming the class that it cannot have.
+    pub fn check_gates(&self, gates: &[Gate]) -> Result<(), JobError> {
+        let (labels, kept) = (labels(&self.job), kept_classes(&self.job));
+        gates.iter().try_for_each(|gate| gate.check_class(&labels, kept.as_deref()))
+    }
+
     /// The whole in numbers.
     ///
     /// # Errors
@@ -172,12 +185,29 @@ impl Survey {
 }
 
 impl Status {
+    /// Holds a finished job against gates; one that is not finished stays that.
+    pub fn hold_against(&mut self, gates: &[Gate]) {
+        if self.exit() == Exit::Interrupted {
+            return;
+        }
+        let totals = Totals {
+            pictures: self.planned,
+            failed: self.failed,
+            errors: &self.errors,
+            classes: &self.classes,
+        };
+        let (results, exit) = judge(gates, &totals);
+        self.gates = results;
+        self.exit = exit as u8;
+    }
+
     /// The exit code as a value.
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self.exit {
             0 => Exit::Done,
             3 => Exit::SomeFailed,
+            6 => Exit::Gate,
             _ => Exit::Interrupted,
         }
     }
