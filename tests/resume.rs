@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::binary::{
-    Haul, Ran, concatenated, fill, folder, model, parts, success, testdata, wait_for,
+    Haul, Ran, by_image, concatenated, fill, folder, model, parts, success, testdata, wait_for,
 };
 
 const SMALL_BATCHES: [&str; 2] = ["--max-images", "3"];
@@ -243,6 +243,38 @@ fn sigkill_loses_nothing() {
     }
     Haul::new("verify").arg(&out).exits(0);
     assert_eq!(fs::read_dir(out.join("_manifest/tmp")).unwrap().count(), 0, "nothing is left over");
+    assert!(!out.join("_manifest/strikes.jsonl").exists(), "a kill is nobody's fault");
+}
+
+#[test]
+fn what_haul_died_of_twice_is_left_out_unread() {
+    let photos = folder(7);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    let plan =
+        Haul::new("plan").arg("-m").arg(model()).arg("-i").arg(photos.path()).arg("-o").arg(&out);
+    plan.args(["--imgsz", "64"]).exits(0);
+    let strikes = out.join("_manifest/strikes.jsonl");
+    let twice = "{\"image\":\"1/00001.png\"}\n";
+    // A last line that was torn counts for nothing.
+    let text =
+        format!("{twice}{{\"image\":\"0/00003.jpg\"}}\n{twice}{{\"image\":\"0/00003.jpg\"}}");
+    fs::write(&strikes, &text).unwrap();
+    fs::remove_file(photos.path().join("1/00001.png")).unwrap();
+    let ran = Haul::new("resume").arg(&out).exits(3).says("1 × quarantined");
+    ran.says("at work on `0/00003.jpg`; it is tried once more");
+    let lines = by_image(&out);
+    for (image, line) in &lines {
+        let code = line.error.as_ref().map(|error| (&*error.code, &*error.stage));
+        let expected = (image == "1/00001.png").then_some(("quarantined", "fetch"));
+        assert_eq!(code, expected, "{image}");
+    }
+    assert_eq!(lines.len(), 7);
+    Haul::new("verify").arg(&out).exits(3);
+    // A new job knows nothing of the old one's strikes.
+    fs::copy(testdata("forms/png-rgb8.png"), photos.path().join("1/00001.png")).unwrap();
+    Haul::run(photos.path(), &out).arg("--new").exits(0);
+    assert!(!strikes.exists());
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::exit::JobError;
 use super::fingerprint::Fingerprint;
 use super::plan::{Batch, PlanSummary};
 use super::settings::Settings;
+use super::strikes::STRIKES;
 use super::tally::Tally;
 use crate::store::{PutNew, Store, hex, sha256};
 
@@ -458,6 +459,7 @@ impl Manifest {
         for name in self.store.list(Path::new(FAILED))? {
             delete(&format!("{FAILED}/{name}"))?;
         }
+        delete(STRIKES)?;
         delete(PLAN)?;
         let manifest = self.store.list(Path::new("_manifest"))?;
         for name in manifest.iter().rev().filter(|n| number(n, "plan-", ".jsonl").is_some()) {
@@ -476,7 +478,7 @@ impl Manifest {
         if let Some(name) = self.store.list(Path::new(""))?.iter().find(ours) {
             return Ok(Some(name.clone()));
         }
-        let ours = |name: &&String| !matches!(name.as_str(), "lock" | "tmp");
+        let ours = |name: &&String| !matches!(name.as_str(), "lock" | "tmp" | "strikes.jsonl");
         let manifest = self.store.list(Path::new("_manifest"))?;
         Ok(manifest.iter().find(ours).map(|name| format!("_manifest/{name}")))
     }

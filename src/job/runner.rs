@@ -23,6 +23,7 @@ use super::plan::Batch;
 use super::report::{Report, Stages};
 use super::session::{Session, open_pictures};
 use super::spec::{MaxFailures, Spec};
+use super::strikes::Strikes;
 use super::tally::Tally;
 use super::terminal::Terminal;
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
@@ -103,6 +104,7 @@ struct Dispatcher<'a> {
     session: Arc<Session>,
     terminal: &'a mut Terminal,
     annotations: Option<LocalStore>,
+    strikes: Arc<Strikes>,
     pool: Option<Pool>,
     idle: Arc<Idle>,
     budget: Arc<Budget>,
@@ -160,6 +162,8 @@ impl<'a> Dispatcher<'a> {
             mib(shares.budget),
             session.source.describe(),
         ));
+        let strikes = Arc::new(Strikes::open(&spec.output)?);
+        strikes.remarks().iter().for_each(|remark| terminal.warn(remark));
         let budget = Budget::new(shares.free, shares.reserve);
         let pool =
             Pool::start(engine, shares.workers, 2 * shares.workers).map_err(JobError::Internal)?;
@@ -173,6 +177,7 @@ impl<'a> Dispatcher<'a> {
             params: Arc::new(pool_params(spec, facts)),
             labels: facts.labels.clone().into(),
             max_file: spec.max_file,
+            strikes: strikes.clone(),
             work: pool.queue(),
             events: event_sender.clone(),
             fetch_nanos: fetch_nanos.clone(),
@@ -199,6 +204,7 @@ impl<'a> Dispatcher<'a> {
         };
         Ok(Dispatcher {
             annotations: spec.annotate.as_ref().map(|dir| LocalStore::new(dir, ".haul-tmp")),
+            strikes,
             session: session.clone(),
             terminal,
             idle: pool.idle(),
@@ -669,6 +675,7 @@ impl<'a> Dispatcher<'a> {
         if let Some(pool) = self.pool.take() {
             pool.stop(Duration::from_secs(1));
         }
+        self.strikes.tidy();
     }
 }
 

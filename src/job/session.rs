@@ -19,6 +19,7 @@ use super::planner::Terms;
 use super::select::Names;
 use super::since::{Known, resolve};
 use super::spec::{IfLocked, Input, Spec};
+use super::strikes::STRIKES;
 use super::terminal::Terminal;
 use crate::engine::{self, Engine};
 use crate::model;
@@ -305,6 +306,8 @@ pub fn open(spec: Spec, mode: Mode, terminal: &Terminal) -> Result<Opened, JobEr
                      another --output)"
                 )));
             }
+            // Whose they were is forgotten with the job.
+            store.delete(Path::new(STRIKES))?;
         }
     }
     let ancestors = match &job {
