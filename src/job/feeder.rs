@@ -14,6 +14,7 @@ use super::line::{write_detections, write_error};
 use super::plan::Batch;
 use super::strikes::Strikes;
 use super::tally::Tally;
+use crate::failpoint;
 use crate::pool::{Budget, Failure, Outcome, Params, Spent, Work};
 use crate::store::{Identity, Key, LinkFault, Object, ReadError, Source};
 
@@ -99,6 +100,10 @@ impl Feeder {
         }
         if let Some((code, message)) = picture_fault(object, self.max_file, max_memory) {
             return self.refuse(order, index, code, &message);
+        }
+        failpoint::about(object.key.as_bytes());
+        if let Err(reason) = failpoint::hit("fetch") {
+            return Some(Err(reason));
         }
         let mut ticket = self.budget.open();
         ticket.grow(object.size).ok()?;

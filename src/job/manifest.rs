@@ -15,6 +15,7 @@ use super::plan::{Batch, PlanSummary};
 use super::settings::Settings;
 use super::strikes::STRIKES;
 use super::tally::Tally;
+use crate::failpoint;
 use crate::store::{PutNew, Store, hex, sha256};
 
 /// The version of the files under `_manifest/` and of `_SUCCESS.json`.
@@ -364,6 +365,7 @@ impl Manifest {
     /// When the store fails, or other bytes are there under either name.
     pub fn commit(&self, part: &[u8], record: &Record) -> Result<(), JobError> {
         let name = part_name(record.batch);
+        failpoint::hit("before_part").map_err(JobError::Internal)?;
         if self.store.put_new(Path::new(&name), part)? == PutNew::Exists
             && self.store.read(Path::new(&name))?.as_deref() != Some(part)
         {
@@ -372,7 +374,9 @@ impl Manifest {
                 self.store.describe()
             )));
         }
-        self.put_record(record)
+        failpoint::hit("after_part").map_err(JobError::Internal)?;
+        self.put_record(record)?;
+        failpoint::hit("after_record").map_err(JobError::Internal)
     }
 
     /// Publishes a record whose part is durable.

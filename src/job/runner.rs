@@ -26,6 +26,7 @@ use super::spec::{MaxFailures, Spec};
 use super::strikes::Strikes;
 use super::tally::Tally;
 use super::terminal::Terminal;
+use crate::failpoint;
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
 use crate::store::{LocalStore, Store, annotated_name};
 use crate::yolo::NmsOptions;
@@ -269,7 +270,9 @@ impl<'a> Dispatcher<'a> {
                 self.report.output, summary.batches
             )));
         }
+        failpoint::hit("before_success").map_err(JobError::Internal)?;
         self.manifest().put_success(&success(&session.job.id, &summary, &self.done))?;
+        failpoint::hit("after_success").map_err(JobError::Internal)?;
         Ok(if self.totals.failed > 0 { Exit::SomeFailed } else { Exit::Done })
     }
 
@@ -500,6 +503,7 @@ impl<'a> Dispatcher<'a> {
     }
 
     fn commit(&mut self, id: u64) -> Result<(), JobError> {
+        failpoint::hit("commit").map_err(JobError::Internal)?;
         let Some(open) = self.open.remove(&id) else { return Ok(()) };
         let start = Instant::now();
         let mut part = Vec::with_capacity(open.lines.iter().flatten().map(Vec::len).sum());

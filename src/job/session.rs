@@ -22,6 +22,7 @@ use super::spec::{IfLocked, Input, Spec};
 use super::strikes::STRIKES;
 use super::terminal::Terminal;
 use crate::engine::{self, Engine};
+use crate::failpoint;
 use crate::model;
 use crate::pool;
 use crate::store::{
@@ -357,6 +358,7 @@ pub fn open(spec: Spec, mode: Mode, terminal: &Terminal) -> Result<Opened, JobEr
             since: ancestors,
         };
         let there = manifest.put_job(&new)?;
+        failpoint::hit("after_job").map_err(JobError::Internal)?;
         check(&there.fingerprint, &ours, &output)?;
         job = Some(there);
     }

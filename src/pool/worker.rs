@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::budget::Ticket;
 use super::crash::{self, AtWork, CrashNote, SignalStack};
 use crate::engine::{Engine, Input, Worker};
+use crate::failpoint;
 use crate::picture::{
     Decoder, Letterbox, Letterboxer, Limits, Mark, Picture, PictureError, annotate, probe,
 };
@@ -241,6 +242,7 @@ impl State {
             add(&self.idle.queue, start.elapsed());
             let Work { bytes, params, mut ticket, cancelled, note, reply } = work;
             let _at_work = AtWork::with(note.as_ref());
+            failpoint::about(note.as_ref().map_or(&[], CrashNote::line));
             let mut spent = Spent::default();
             let result = if cancelled.load(Ordering::Relaxed) {
                 Err(Failure::Cancelled)
@@ -305,6 +307,7 @@ impl State {
         spent.letterbox = start.elapsed();
 
         let start = Instant::now();
+        failpoint::hit("infer").map_err(Failure::Worker)?;
         let input = Input { width: geometry.width as usize, height: geometry.height as usize, rgb };
         self.network
             .run(input, params.nms.conf, &mut self.candidates)
