@@ -300,6 +300,26 @@ fn sigterm_ends_with_75_and_the_same_command_goes_on() {
 }
 
 #[test]
+fn a_run_that_is_over_by_the_clock_ends_with_75_and_the_next_goes_on() {
+    let photos = folder(60);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    let run = || Haul::run(photos.path(), &out).args(["--max-images", "2", "--grace", "1s"]);
+    let ran = run().slowly().args(["--max-runtime", "1ms"]).exits(75);
+    ran.says("--max-runtime 1ms is over: finishing").says("interrupted: ");
+    Haul::new("status").arg(&out).exits(75);
+    Haul::new("resume").arg(&out).slowly().args(["--max-runtime", "1ms"]).exits(75).says("is over");
+    // It was a matter of those runs, and within the time nothing is different.
+    Haul::new("resume").arg(&out).exits(0);
+    run().args(["--max-runtime", "1h"]).exits(0);
+    let whole = root.path().join("whole");
+    // The slow kernels compute in f32.
+    let run = Haul::run(photos.path(), &whole).args(["--max-images", "2", "--precision", "f32"]);
+    run.args(["--max-runtime", "1h"]).exits(0);
+    assert!(parts(&out) == parts(&whole));
+}
+
+#[test]
 fn a_first_millisecond_and_an_empty_folder_do_not_stand_in_the_way() {
     let root = tempfile::tempdir().unwrap();
     let (photos, out) = (root.path().join("photos"), root.path().join("out"));

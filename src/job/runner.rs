@@ -325,7 +325,9 @@ impl<'a> Dispatcher<'a> {
                     }
                 },
                 recv(signals) -> signal => match signal {
-                    Ok(signal) => self.interrupt(signal),
+                    Ok(signal) => {
+                        self.interrupt(&format!("signal {signal}"), "a second signal");
+                    }
                     // Nobody will ever ask to stop.
                     Err(_) => signals = crossbeam_channel::never(),
                 },
@@ -580,9 +582,12 @@ impl<'a> Dispatcher<'a> {
         exit
     }
 
-    /// The first signal: finish the mini-batches that fit into the grace, drop the others.
-    fn interrupt(&mut self, signal: i32) {
+    /// The first signal, or the end of --max-runtime: finish the mini-batches that fit into the
+    /// grace, drop the others.
+    fn interrupt(&mut self, reason: &str, another: &str) {
         if self.stopping.is_some() {
+            // A signal after the end of --max-runtime: a second one.
+            self.stopping = Some(Instant::now());
             return;
         }
         let grace = self.session.spec.grace;
@@ -604,14 +609,21 @@ impl<'a> Dispatcher<'a> {
         self.again.clear();
         self.stop_listing.store(true, Ordering::Relaxed);
         self.terminal.say(&format!(
-            "signal {signal}: finishing {} of {} open mini-batches and leaving the rest for the next \
-             run (a second signal stops at once)",
+            "{reason}: finishing {} of {} open mini-batches and leaving the rest for the next run \
+             ({another} stops at once)",
             self.open.len(),
             self.open.len() + dropped
         ));
     }
 
     fn watch_the_clock(&mut self) -> Result<(), JobError> {
+        if self.stopping.is_none()
+            && let Some(limit) = self.session.spec.max_runtime
+            && self.start.elapsed() >= limit
+        {
+            let limit = humantime::format_duration(limit);
+            self.interrupt(&format!("--max-runtime {limit} is over"), "a signal");
+        }
         let limit = self.session.spec.batch_timeout;
         let late = |open: &Open| open.begun.is_some_and(|begun| begun.elapsed() > limit);
         let late: Vec<u64> = self.open.iter().filter(|(_, o)| late(o)).map(|(id, _)| *id).collect();

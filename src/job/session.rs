@@ -17,6 +17,7 @@ use super::pack::{self, Ready};
 use super::plan::segment_name;
 use super::planner::Terms;
 use super::select::Names;
+use super::settings::Settings;
 use super::since::{Known, resolve};
 use super::spec::{IfLocked, Input, Spec};
 use super::strikes::STRIKES;
@@ -353,7 +354,8 @@ pub fn open(spec: Spec, mode: Mode, terminal: &Terminal) -> Result<Opened, JobEr
             created_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
             haul: env!("CARGO_PKG_VERSION").to_owned(),
             fingerprint: ours.clone(),
-            settings: spec.settings.clone(),
+            // How long a run may take is a matter of that run: `resume` does not take it over.
+            settings: Settings { max_runtime: None, ..spec.settings.clone() },
             folder: source.root(),
             since: ancestors,
         };
