@@ -87,6 +87,9 @@ pub(super) struct Resume {
     /// In a step of GitHub Actions: annotations, a table in the step's summary, and outputs
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL")]
     github: Option<bool>,
+    /// Write metrics into this file, for node_exporter's textfile collector
+    #[arg(long, value_name = "FILE")]
+    prometheus: Option<PathBuf>,
     /// How to show progress: auto (on stderr), json (messages on stdout), or none
     #[arg(long, value_name = "KIND", help_heading = "Messages")]
     progress: Option<String>,
@@ -162,6 +165,7 @@ impl Resume {
             gate: self.gate,
             junit: self.junit,
             github: self.github,
+            prometheus: self.prometheus,
             progress: self.progress,
             ..Settings::default()
         };
@@ -211,6 +215,8 @@ fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
         if !ending.text.is_empty() {
             terminal.say(ending.text.trim_end());
         }
+        let gates = ending.report.iter().flat_map(|report| &report.gates);
+        gates.filter(|gate| !gate.holds).for_each(|gate| terminal.murmur(&gate.to_string()));
         ending.publish(&spec, &terminal);
         Ok(ending)
     });
