@@ -391,3 +391,24 @@ fn metrics_at_every_end() {
     assert_eq!(metric(r#"haul_job_errors{code="empty"}"#), Some(1.0));
     assert_eq!((metric("haul_run_exit_code"), metric("haul_run_pictures")), (Some(3.0), Some(0.0)));
 }
+
+#[test]
+fn who_finds_the_output_held_leaves_its_reports_alone() {
+    let photos = folder(40);
+    let root = tempfile::tempdir().unwrap();
+    let (out, file) = (root.path().join("out"), root.path().join("haul.xml"));
+    let run = || Haul::run(photos.path(), &out).arg("--junit").arg(&file);
+    let mut child = run().slowly().spawn();
+    wait_for(&out.join("_manifest/job.json"), &mut child);
+    fs::write(&file, "of the run that holds it").unwrap();
+    let skip = run().slowly().args(["--if-locked", "skip", "--progress", "json"]);
+    let said = messages(&skip.exits(0).says("is in use by").stdout);
+    let last = said.last().unwrap();
+    assert_eq!((kind(last), &last["state"]), ("summary", &json!("skipped")));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "of the run that holds it");
+    // Without it, the run has failed, and says so in its report.
+    run().slowly().exits(11);
+    assert!(test_cases(&file)[0].1.contains("is in use by"), "{:?}", test_cases(&file));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

@@ -24,7 +24,8 @@ Examples:
   haul run -m yolov8n.pt -i photos/ -o out/ --annotate seen/ --classes person,car
   find . -name '*.jpg' -newer stamp | haul run -m yolov8n.pt -i - -o out/
   haul run nightly.toml --since outputs/ --output outputs/2026-01-02   # only what is new
-  haul run nightly.toml --if-locked skip                               # in cron"
+  haul run nightly.toml --if-locked skip                               # in cron
+  haul run job.toml --gate 'errors < 2%' --gate 'class person == 0' --junit haul.xml"
 )]
 pub(super) struct Run {
     /// Job file (TOML): the same names as the flags, with _ for -; its paths are relative to it
@@ -209,18 +210,19 @@ struct Ending {
 
 fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
     let mut terminal = talk.terminal().showing(spec.progress).with_json(talk.json());
-    let attempted = spec.notices.check_folders().and_then(|()| {
-        let ending = attempt(spec.clone(), mode, &mut terminal);
-        let mut ending = ending.unwrap_or_else(|error| Ending::failed(error));
-        if !ending.text.is_empty() {
-            terminal.say(ending.text.trim_end());
-        }
-        let gates = ending.report.iter().flat_map(|report| &report.gates);
-        gates.filter(|gate| !gate.holds).for_each(|gate| terminal.murmur(&gate.to_string()));
+    let folders = spec.notices.check_folders();
+    let able = folders.is_ok();
+    let attempted = folders.and_then(|()| attempt(spec.clone(), mode, &mut terminal));
+    let mut ending = attempted.unwrap_or_else(Ending::failed);
+    if !ending.text.is_empty() {
+        terminal.say(ending.text.trim_end());
+    }
+    let gates = ending.report.iter().flat_map(|report| &report.gates);
+    gates.filter(|gate| !gate.holds).for_each(|gate| terminal.murmur(&gate.to_string()));
+    if able {
         ending.publish(&spec, &terminal);
-        Ok(ending)
-    });
-    let Ending { exit, report, error, .. } = attempted.unwrap_or_else(Ending::failed);
+    }
+    let Ending { exit, report, error, .. } = ending;
     let reason = error.as_ref().map(ToString::to_string);
     let reason = reason.as_deref().or(terminal.reason());
     terminal.conclude(report.as_ref(), reason.map(|reason| (exit as u8, reason)));
