@@ -47,6 +47,9 @@ fn gates_decide_the_exit_code_of_a_complete_job() {
     assert_eq!(json(&ran.stdout)["gates"][1]["holds"], true);
     ran.says("gate holds: errors <= 10%");
     run(&["error empty == 1", "class boat >= 0"]).exits(3);
+    // That a gate does not hold is wrong, and all that is said to those who hear only that.
+    let ran = run(&["errors == 0", "pictures > 0"]).arg("--quiet").exits(6);
+    assert_eq!(ran.stderr, "gate DOES NOT HOLD: errors == 0 (measured: 1)\n");
     run(&["errors < 50%", "detections < 0"]).exits(6).says("DOES NOT HOLD: detections < 0");
     run(&[]).exits(3);
 
@@ -348,4 +351,64 @@ fn what_github_is_told() {
     let ran = run().env("GITHUB_ACTIONS", "").args(["--gate", "errors < 5"]).exits(6);
     assert_eq!(ran.says("--github does nothing here").stdout, "");
     assert!(!summary.exists());
+}
+
+#[test]
+fn metrics_at_every_end() {
+    let photos = nine_and_one();
+    let root = tempfile::tempdir().unwrap();
+    let (out, file) = (root.path().join("out"), root.path().join("haul.prom"));
+    let run = || Haul::run(photos.path(), &out).arg("--prometheus").arg(&file);
+    let metric = |name: &str| {
+        let text = fs::read_to_string(&file).unwrap();
+        let output = format!("output={:?}", out.to_str().unwrap());
+        let name = match name.split_once('{') {
+            None => format!("{name}{{{output}}} "),
+            Some((name, rest)) => format!("{name}{{{output},{rest} "),
+        };
+        let found = text.lines().find_map(|line| line.strip_prefix(&name));
+        found.map(|number| number.parse::<f64>().unwrap())
+    };
+    run().args(["--model", "/nowhere.pt"]).exits(2);
+    assert_eq!((metric("haul_run_exit_code"), metric("haul_job_complete")), (Some(2.0), None));
+    run().args(["--max-failures", "0"]).exits(4);
+    assert_eq!((metric("haul_run_exit_code"), metric("haul_job_complete")), (Some(4.0), Some(0.0)));
+    run().args(["--gate", "errors < 20%"]).exits(0);
+    assert_eq!((metric("haul_run_exit_code"), metric("haul_job_complete")), (Some(0.0), Some(1.0)));
+    for (name, expected) in [
+        (r#"haul_job_pictures{state="planned"}"#, 10.0),
+        (r#"haul_job_pictures{state="failed"}"#, 1.0),
+        (r#"haul_job_errors{code="empty"}"#, 1.0),
+        (r#"haul_job_gate_holds{gate="errors < 20%"}"#, 1.0),
+        ("haul_run_pictures", 10.0),
+    ] {
+        assert_eq!(metric(name), Some(expected), "{name}");
+    }
+    assert!(metric("haul_run_peak_memory_bytes").unwrap() > 1e6);
+    assert!(metric("haul_run_end_timestamp_seconds").unwrap() > 1.7e9);
+    // Finished before: the job's numbers again, and a run that did nothing.
+    run().exits(3);
+    assert_eq!(metric(r#"haul_job_errors{code="empty"}"#), Some(1.0));
+    assert_eq!((metric("haul_run_exit_code"), metric("haul_run_pictures")), (Some(3.0), Some(0.0)));
+}
+
+#[test]
+fn who_finds_the_output_held_leaves_its_reports_alone() {
+    let photos = folder(40);
+    let root = tempfile::tempdir().unwrap();
+    let (out, file) = (root.path().join("out"), root.path().join("haul.xml"));
+    let run = || Haul::run(photos.path(), &out).arg("--junit").arg(&file);
+    let mut child = run().slowly().spawn();
+    wait_for(&out.join("_manifest/job.json"), &mut child);
+    fs::write(&file, "of the run that holds it").unwrap();
+    let skip = run().slowly().args(["--if-locked", "skip", "--progress", "json"]);
+    let said = messages(&skip.exits(0).says("is in use by").stdout);
+    let last = said.last().unwrap();
+    assert_eq!((kind(last), &last["state"]), ("summary", &json!("skipped")));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "of the run that holds it");
+    // Without it, the run has failed, and says so in its report.
+    run().slowly().exits(11);
+    assert!(test_cases(&file)[0].1.contains("is in use by"), "{:?}", test_cases(&file));
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

@@ -25,7 +25,8 @@ Examples:
   find . -name '*.jpg' -newer stamp | haul run -m yolov8n.pt -i - -o out/
   haul run nightly.toml --since outputs/ --output outputs/2026-01-02   # only what is new
   haul run nightly.toml --if-locked skip                               # in cron
-  haul run nightly.toml --max-runtime 6h                               # until the morning"
+  haul run nightly.toml --max-runtime 6h                               # until the morning
+  haul run job.toml --gate 'errors < 2%' --gate 'class person == 0' --junit haul.xml"
 )]
 pub(super) struct Run {
     /// Job file (TOML): the same names as the flags, with _ for -; its paths are relative to it
@@ -91,6 +92,9 @@ pub(super) struct Resume {
     /// In a step of GitHub Actions: annotations, a table in the step's summary, and outputs
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL")]
     github: Option<bool>,
+    /// Write metrics into this file, for node_exporter's textfile collector
+    #[arg(long, value_name = "FILE")]
+    prometheus: Option<PathBuf>,
     /// How to show progress: auto (on stderr), json (messages on stdout), or none
     #[arg(long, value_name = "KIND", help_heading = "Messages")]
     progress: Option<String>,
@@ -167,6 +171,7 @@ impl Resume {
             gate: self.gate,
             junit: self.junit,
             github: self.github,
+            prometheus: self.prometheus,
             progress: self.progress,
             ..Settings::default()
         };
@@ -210,16 +215,19 @@ struct Ending {
 
 fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
     let mut terminal = talk.terminal().showing(spec.progress).with_json(talk.json());
-    let attempted = spec.notices.check_folders().and_then(|()| {
-        let ending = attempt(spec.clone(), mode, &mut terminal);
-        let mut ending = ending.unwrap_or_else(|error| Ending::failed(error));
-        if !ending.text.is_empty() {
-            terminal.say(ending.text.trim_end());
-        }
+    let folders = spec.notices.check_folders();
+    let able = folders.is_ok();
+    let attempted = folders.and_then(|()| attempt(spec.clone(), mode, &mut terminal));
+    let mut ending = attempted.unwrap_or_else(Ending::failed);
+    if !ending.text.is_empty() {
+        terminal.say(ending.text.trim_end());
+    }
+    let gates = ending.report.iter().flat_map(|report| &report.gates);
+    gates.filter(|gate| !gate.holds).for_each(|gate| terminal.murmur(&gate.to_string()));
+    if able {
         ending.publish(&spec, &terminal);
-        Ok(ending)
-    });
-    let Ending { exit, report, error, .. } = attempted.unwrap_or_else(Ending::failed);
+    }
+    let Ending { exit, report, error, .. } = ending;
     let reason = error.as_ref().map(ToString::to_string);
     let reason = reason.as_deref().or(terminal.reason());
     terminal.conclude(report.as_ref(), reason.map(|reason| (exit as u8, reason)));

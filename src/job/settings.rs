@@ -171,6 +171,9 @@ settings! {
     /// In a step of GitHub Actions: annotations, a table in the step's summary, and outputs
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Reports")]
     github: bool,
+    /// Write metrics into this file, for node_exporter's textfile collector (it reads *.prom)
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    prometheus: PathBuf,
 
     /// How to show progress: auto (on stderr), json (messages on stdout), or none [default: auto]
     #[arg(long, value_name = "KIND", help_heading = "Messages")]
@@ -232,6 +235,7 @@ impl Settings {
             &mut self.output,
             &mut self.annotate,
             &mut self.junit,
+            &mut self.prometheus,
         ];
         for path in paths.into_iter().flatten() {
             if let Some(url) = path.to_str().filter(|text| text.contains("://")) {

@@ -142,8 +142,8 @@ impl Spec {
         let input = need(&s.input, "input", "a folder, a picture, a list, or -")?;
         let output = need(&s.output, "output", "the folder for the results")?;
         // They go into job.json, which is text. Keys inside the input may be any bytes.
-        let annotate = s.annotate.as_ref();
-        for path in [Some(&model), Some(&input), Some(&output), annotate, s.junit.as_ref()] {
+        let others = [s.annotate.as_ref(), s.junit.as_ref(), s.prometheus.as_ref()];
+        for path in [Some(&model), Some(&input), Some(&output)].into_iter().chain(others) {
             if let Some(path) = path.filter(|path| path.to_str().is_none()) {
                 let path = path.display();
                 return Err(usage(format!(
@@ -229,7 +229,11 @@ impl Spec {
             Some("none") => Progress::None,
             Some(other) => return Err(choice("progress", other, "auto, json or none")),
         };
-        let notices = Notices { junit: s.junit.clone(), github: s.github == Some(true) };
+        let notices = Notices {
+            junit: s.junit.clone(),
+            github: s.github == Some(true),
+            prometheus: s.prometheus.clone(),
+        };
         notices.check_paths(&output)?;
         let gates = s.gate.iter().flatten().map(|gate| Gate::parse(gate));
         let gates = gates.collect::<Result<_, _>>()?;
@@ -439,6 +443,10 @@ mod tests {
             (Settings { annotate: Some("/out".into()), ..minimal() }, "--annotate is --output"),
             (Settings { progress: text("bar"), ..minimal() }, "--progress is `bar`"),
             (Settings { junit: Some("/out/j.xml".into()), ..minimal() }, "--junit `/out/j.xml`"),
+            (
+                Settings { junit: Some("/a".into()), prometheus: Some("/a".into()), ..minimal() },
+                "--junit `/a` is the file of another report, too",
+            ),
             (Settings { gate: Some(vec!["errs > 1".into()]), ..minimal() }, "no metric `errs`"),
         ];
         for (settings, expected) in cases {

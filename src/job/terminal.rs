@@ -319,6 +319,13 @@ impl Terminal {
         let _ = stdout.write_all(&text).and_then(|()| stdout.flush());
     }
 
+    /// Says something to those who hear only what is wrong; the others have it in the summary.
+    pub fn murmur(&self, text: &str) {
+        if self.verbosity == Verbosity::Quiet {
+            self.print(text);
+        }
+    }
+
     /// Says something that is wrong.
     pub fn warn(&self, text: &str) {
         self.print(&format!("warning: {text}"));

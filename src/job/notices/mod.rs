@@ -7,6 +7,7 @@
 mod gate;
 mod github;
 mod junit;
+mod prometheus;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -33,6 +34,8 @@ pub struct Notices {
     pub junit: Option<PathBuf>,
     /// `--github`.
     pub github: bool,
+    /// `--prometheus`.
+    pub prometheus: Option<PathBuf>,
 }
 
 /// How a run ended.
@@ -124,7 +127,7 @@ impl Notices {
     }
 
     fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
-        [("junit", self.junit.as_deref())]
+        [("junit", self.junit.as_deref()), ("prometheus", self.prometheus.as_deref())]
             .into_iter()
             .filter_map(|(flag, path)| path.map(|path| (flag, path)))
     }
@@ -146,6 +149,9 @@ impl Notices {
         }
         if let Some(path) = &self.junit {
             first = first.and(replace(path, &junit::document(ended)));
+        }
+        if let Some(path) = &self.prometheus {
+            first = first.and(replace(path, &prometheus::metrics(ended)));
         }
         first
     }
@@ -250,7 +256,7 @@ fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
