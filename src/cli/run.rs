@@ -26,7 +26,8 @@ Examples:
   haul run nightly.toml --if-locked skip                               # in cron"
 )]
 pub(super) struct Run {
-    /// Job file (TOML): the same names as the flags, with _ for -; its paths are relative to it
+    /// Job file (TOML): the same names as the flags, with _ for -; its paths are relative to it.
+    /// Or a SageMaker CreateTransformJob request (.json)
     #[arg(value_name = "JOB.toml")]
     job: Option<PathBuf>,
     #[command(flatten)]
@@ -109,18 +110,23 @@ impl Talk {
     }
 }
 
-/// Flags over the job file.
-pub(super) fn settings(flags: Settings, job: Option<&Path>) -> Result<Settings, JobError> {
+/// Flags over the job file. What of it is ignored is said with -v.
+pub(super) fn settings(
+    flags: Settings,
+    job: Option<&Path>,
+    terminal: &Terminal,
+) -> Result<Settings, JobError> {
     let flags = flags.relative_to(Path::new(""))?;
-    Ok(match job {
-        None => flags,
-        Some(path) => flags.over(Settings::from_job_file(path)?),
-    })
+    let Some(path) = job else { return Ok(flags) };
+    let (settings, notes) = flags.over_job_file(path)?;
+    notes.iter().for_each(|note| terminal.detail(&format!("`{}`: {note}", path.display())));
+    Ok(settings)
 }
 
 impl Run {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
-        let spec = Spec::new(settings(self.settings, self.job.as_deref())?)?;
+        let terminal = self.talk.terminal();
+        let spec = Spec::new(settings(self.settings, self.job.as_deref(), &terminal)?)?;
         if self.print_config {
             let text = toml::to_string(&spec.settings)
                 .map_err(|error| JobError::Internal(format!("cannot write TOML: {error}")))?;

@@ -29,6 +29,7 @@ mod spec;
 mod survey;
 mod tally;
 mod terminal;
+mod transform;
 mod verify;
 
 pub use chain::Chain;
