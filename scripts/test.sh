@@ -9,7 +9,8 @@
 #   by apt-get    build-essential (a C compiler), python3 3.11 or newer, python3-venv
 #   by rustup     the components rustfmt and clippy
 #   by apt-get    valgrind, where it can be had; its stage is skipped elsewhere
-#   by pip        numpy and pycocotools, into a virtual environment in the target folder
+#   by pip        numpy, pycocotools and megadetector (for its validator alone, without what it
+#                 depends on), into a virtual environment in the target folder
 #
 # HAUL_PARITY_DATA      a folder with real weights, pictures and goldens; without it some tests skip
 # HAUL_ACCEPT_COUNT     how often scripts/accept.sh kills a job (5)
@@ -121,6 +122,11 @@ install_missing() {
         "$HAUL_PYTHON" -m pip install --quiet --disable-pip-version-check \
             'numpy>=2,<3' 'pycocotools==2.0.11'
     fi
+    if ! "$HAUL_PYTHON" -c 'import megadetector' 2>/dev/null; then
+        echo "installing by pip into $venv: megadetector, without what it depends on"
+        "$HAUL_PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps \
+            'megadetector==10.0.28'
+    fi
     echo "everything is there"
 }
 
@@ -185,6 +191,7 @@ quickstart() {
     "$haul" export "$out" --to coco --dest "$work/coco.json"
     "$haul" export "$out" --to csv --dest "$work/boxes.csv"
     "$haul" export "$out" --to yolo --dest "$work/labels"
+    "$haul" export "$out" --to megadetector --dest "$work/megadetector.json"
     head -n 1 "$work/boxes.csv" | grep -q '^image,'
     [ "$(find "$work/labels" -name '*.txt' | wc -l)" = "$pictures" ]
 }
@@ -203,6 +210,32 @@ assert len(results.anns) == len(annotations) > 0
 assert {a["image_id"] for a in annotations} <= set(coco.imgs)
 assert {a["category_id"] for a in annotations} <= set(coco.cats)
 print(len(coco.imgs), "images,", len(annotations), "annotations,", len(coco.cats), "categories")
+PYTHON
+}
+
+# MegaDetector's validator has nothing to say against `export --to megadetector`. What it imports and
+# does not need for that is stood in for: the real things bring torch and OpenCV.
+megadetector() {
+    [ -f "$work/megadetector.json" ] || skip "the first command left no export"
+    "$HAUL_PYTHON" -c 'import megadetector' 2>/dev/null || skip "megadetector is not here"
+    "$HAUL_PYTHON" - "$work/megadetector.json" <<'PYTHON'
+import json, sys, types
+def stand_in(name, **values):
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(values)
+stand_in("tqdm", tqdm=lambda items, **_: items)
+stand_in("megadetector.utils.ct_utils", args_to_object=None, is_list_sorted=None)
+stand_in("megadetector.detection.video_utils", is_video_file=lambda name: name.endswith(".mp4"))
+from megadetector.postprocessing.validate_batch_results import validate_batch_results as validate
+def said(results):
+    verdict = validate(results)["validation_results"]
+    return verdict["errors"] + verdict["warnings"]
+results = json.load(open(sys.argv[1]))
+assert said(results) == [], said(results)
+failed = {"file": "x.jpg", "failure": "image access failure: truncated", "detections": None}
+assert said({**results, "images": [*results["images"], failed]}) == []
+assert said({**results, "images": [{**failed, "detections": []}]}) != [] # it does look
+print(len(results["images"]), "images,", len(results["detection_categories"]), "categories")
 PYTHON
 }
 
@@ -286,6 +319,7 @@ stage "kernels under valgrind" memcheck
 stage "release build" release_build
 stage "first command" quickstart
 stage "export to pycocotools" coco
+stage "export to megadetector" megadetector
 stage "documents" documents
 stage "mAP on photographs" photographs
 stage "crash and resume" accept

@@ -14,6 +14,7 @@ use crate::job::{Exit, JobError, tell};
 Examples:
   haul export out/ --to coco --dest boxes.json
   haul export out/ --to csv | head
+  haul export out/ --to megadetector --dest results.json
   haul export out/ --to yolo --dest labels/")]
 pub(super) struct Export {
     /// The output's folder
@@ -36,6 +37,8 @@ enum To {
     Coco,
     /// A row for each detection; pictures without any have one too
     Csv,
+    /// One JSON file in MegaDetector's form (1.6), for Timelapse and others; failed pictures too
+    Megadetector,
     /// A text file for each picture: class cx cy w h score, normalised
     Yolo,
 }
@@ -45,6 +48,7 @@ impl Export {
         let form = match self.to {
             To::Coco => Form::Coco,
             To::Csv => Form::Csv,
+            To::Megadetector => Form::Megadetector,
             To::Yolo => Form::Yolo,
         };
         if form == Form::Yolo && self.dest.as_os_str() == "-" {
@@ -59,11 +63,19 @@ impl Export {
         };
         let left_out = match (form, exported.failed) {
             (_, 0) => String::new(),
-            (Form::Csv, failed) => format!(", {failed} failed pictures with their error"),
+            (Form::Csv | Form::Megadetector, failed) => {
+                format!(", {failed} failed pictures with their error")
+            }
             (_, failed) => format!("; {failed} failed pictures are left out"),
         };
-        let Exported { pictures, detections, .. } = exported;
+        let Exported { pictures, detections, not_utf8, .. } = exported;
         tell(&format!("{pictures} pictures, {detections} detections{left_out}"));
+        if not_utf8 > 0 {
+            tell(&format!(
+                "{not_utf8} names are not UTF-8: `file` has U+FFFD in them, and `image_b64` beside it \
+                 the name itself, which readers of this form do not know"
+            ));
+        }
         Ok(Exit::Done)
     }
 }

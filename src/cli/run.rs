@@ -1,13 +1,14 @@
 //! `haul run` and `haul resume`.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use clap::Args;
 
 use super::{print, print_json, signals};
 use crate::job::{
-    Exit, JobError, Manifest, Mode, Opened, Report, Session, Settings, Spec, Terminal, Verbosity,
-    drift, open, open_output, tell,
+    Ended, Exit, JobError, Line, Manifest, Mode, Opened, Progress, Report, Session, Settings, Spec,
+    Status, Terminal, Verbosity, drift, failures, open, open_output, tell,
 };
 
 /// Run a job: a new one, or what is left of it
@@ -78,6 +79,18 @@ pub(super) struct Resume {
     /// When another run holds the output: fail, skip or wait=TIME
     #[arg(long, value_name = "POLICY")]
     if_locked: Option<String>,
+    /// What the finished job must hold, else exit 6 (repeatable; instead of the job's own)
+    #[arg(long, value_name = "METRIC OP N[%]")]
+    gate: Option<Vec<String>>,
+    /// Write a JUnit report for CI into this file
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// In a step of GitHub Actions: annotations, a table in the step's summary, and outputs
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL")]
+    github: Option<bool>,
+    /// How to show progress: auto (on stderr), json (messages on stdout), or none
+    #[arg(long, value_name = "KIND", help_heading = "Messages")]
+    progress: Option<String>,
     #[command(flatten)]
     talk: Talk,
 }
@@ -85,7 +98,7 @@ pub(super) struct Resume {
 /// How a command talks.
 #[derive(Debug, Args)]
 pub(super) struct Talk {
-    /// Print the summary as JSON on stdout
+    /// Print the summary as JSON on stdout (--progress json has it already)
     #[arg(long, help_heading = "Messages")]
     json: bool,
     /// Say only what is wrong
@@ -125,8 +138,8 @@ pub(super) fn settings(
 
 impl Run {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
-        let terminal = self.talk.terminal();
-        let spec = Spec::new(settings(self.settings, self.job.as_deref(), &terminal)?)?;
+        let given = settings(self.settings, self.job.as_deref(), &self.talk.terminal())?;
+        let spec = spec(given, &self.talk)?;
         if self.print_config {
             let text = toml::to_string(&spec.settings)
                 .map_err(|error| JobError::Internal(format!("cannot write TOML: {error}")))?;
@@ -152,9 +165,13 @@ impl Resume {
             batch_timeout: self.batch_timeout,
             grace: self.grace,
             if_locked: self.if_locked,
+            gate: self.gate,
+            junit: self.junit,
+            github: self.github,
+            progress: self.progress,
             ..Settings::default()
         };
-        let spec = Spec::new(flags.relative_to(Path::new(""))?.over(job.settings))?;
+        let spec = spec(flags.relative_to(Path::new(""))?.over(job.settings), &self.talk)?;
         if spec.input == crate::job::Input::Stdin && manifest.plan()?.is_none() {
             return Err(JobError::Usage(
                 "the list came on standard input and was not planned to its end: run the first \
@@ -166,40 +183,159 @@ impl Resume {
     }
 }
 
+/// Checks the settings. Who asked for messages in JSON hears of a mistake in them there, too.
+fn spec(settings: Settings, talk: &Talk) -> Result<Spec, JobError> {
+    let json = settings.progress.as_deref() == Some("json");
+    Spec::new(settings).inspect_err(|error| {
+        let shown = if json { Progress::Json } else { Progress::None };
+        let failure = Some((error.exit() as u8, error.to_string()));
+        let failure = failure.as_ref().map(|(code, text)| (*code, text.as_str()));
+        talk.terminal().showing(shown).conclude(None, failure);
+    })
+}
+
+/// How an invocation ended.
+struct Ending {
+    exit: Exit,
+    /// What the job amounts to; nothing where it could not be opened.
+    report: Option<Report>,
+    /// What kept it from going on.
+    error: Option<JobError>,
+    /// Pictures that failed.
+    failures: Vec<Line>,
+    /// Another run holds the output, and that is fine.
+    skipped: bool,
+    /// What is said to people.
+    text: String,
+}
+
 fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
-    let mut terminal = talk.terminal();
+    let mut terminal = talk.terminal().showing(spec.progress).with_json(talk.json());
+    let attempted = spec.notices.check_folders().and_then(|()| {
+        let ending = attempt(spec.clone(), mode, &mut terminal);
+        let mut ending = ending.unwrap_or_else(|error| Ending::failed(error));
+        if !ending.text.is_empty() {
+            terminal.say(ending.text.trim_end());
+        }
+        ending.publish(&spec, &terminal);
+        Ok(ending)
+    });
+    let Ending { exit, report, error, .. } = attempted.unwrap_or_else(Ending::failed);
+    let reason = error.as_ref().map(ToString::to_string);
+    let reason = reason.as_deref().or(terminal.reason());
+    terminal.conclude(report.as_ref(), reason.map(|reason| (exit as u8, reason)));
+    // Messages on stdout have the report in them already.
+    if let Some(report) = report
+        && talk.json()
+        && spec.progress != Progress::Json
+    {
+        print_json(&report)?;
+    }
+    error.map_or(Ok(exit), Err)
+}
+
+impl Ending {
+    fn failed(error: JobError) -> Ending {
+        Ending {
+            exit: error.exit(),
+            report: None,
+            error: Some(error),
+            failures: Vec::new(),
+            skipped: false,
+            text: String::new(),
+        }
+    }
+
+    /// Writes what is left for other programs. Where that fails, a job that is complete ends with 1
+    /// all the same: whoever waits for the file must hear of it, and the next run writes it again.
+    fn publish(&mut self, spec: &Spec, terminal: &Terminal) {
+        // The run that holds the output writes its own.
+        if self.skipped {
+            return;
+        }
+        let gates: Vec<String> = spec.gates.iter().map(|gate| gate.text().to_owned()).collect();
+        let reason = self.error.as_ref().map(ToString::to_string);
+        let published = self.name_failures(spec).and_then(|()| {
+            let ended = Ended {
+                output: &spec.output,
+                exit: self.exit,
+                reason: reason.as_deref().or(terminal.reason()),
+                report: self.report.as_ref(),
+                failures: &self.failures,
+                gates: &gates,
+                time: SystemTime::now(),
+            };
+            spec.notices.publish(&ended, terminal)
+        });
+        let Err(error) = published else { return };
+        if matches!(self.exit, Exit::Done | Exit::SomeFailed | Exit::Gate) {
+            self.exit = Exit::Failed;
+            self.report.iter_mut().for_each(|report| report.exit = Exit::Failed as u8);
+            self.error = Some(JobError::Internal(error.to_string()));
+        } else {
+            terminal.warn(&error.to_string());
+        }
+    }
+
+    /// Finds the pictures that failed in earlier runs, where somebody wants to know.
+    fn name_failures(&mut self, spec: &Spec) -> Result<(), JobError> {
+        let any = self.report.as_ref().is_some_and(|report| report.committed > 0);
+        if any && spec.notices.name_failures() {
+            let fresh = std::mem::take(&mut self.failures);
+            self.failures = failures(&spec.output, fresh)?;
+        }
+        Ok(())
+    }
+}
+
+fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, JobError> {
     let signals = signals::listen()?;
-    let session = match open(spec, mode, &terminal)? {
-        Opened::Job(session) => *session,
+    let gates = spec.gates.clone();
+    let output = spec.output.display().to_string();
+    let mut fresh = Vec::new();
+    let (mut exit, mut report, error, said) = match open(spec, mode, terminal)? {
         Opened::Skipped(text) => {
             // One line also for --quiet: that nothing ran is what cron's reader wants to know.
             tell(&text);
-            return Ok(Exit::Done);
+            let report = Report { output, state: "skipped".into(), ..Report::default() };
+            return Ok(Ending {
+                exit: Exit::Done,
+                report: Some(report),
+                error: None,
+                failures: Vec::new(),
+                skipped: true,
+                text: String::new(),
+            });
         }
         Opened::Nothing(text) => {
-            terminal.say(&text);
-            return Ok(Exit::Done);
+            (Exit::Done, complete(output, Status::default()), None, Some(text))
+        }
+        Opened::Job(session) if session.manifest.success()?.is_some() => {
+            let status = finished(&session, mode)?;
+            let text = format!("`{output}` is finished, and nothing is new in its input");
+            (Exit::Done, complete(output, status), None, Some(text))
+        }
+        Opened::Job(session) => {
+            let outcome = crate::job::run(*session, &signals, terminal)?;
+            fresh = outcome.failures;
+            (outcome.exit, outcome.report, outcome.error, None)
         }
     };
-    if let Some(success) = session.manifest.success()? {
-        return finished(&session, success.failed, mode, talk, &terminal);
+    // Before it is complete, a job has nothing yet that a gate could be held against.
+    if matches!(exit, Exit::Done | Exit::SomeFailed) {
+        exit = report.hold_against(&gates);
     }
-    let outcome = crate::job::run(session, &signals, &mut terminal)?;
-    terminal.say(outcome.report.text().trim_end());
-    if talk.json() {
-        print_json(&outcome.report)?;
-    }
-    Ok(outcome.exit)
+    let text = match said {
+        // There was nothing to do, so there is only this to say.
+        Some(text) => report.gates.iter().fold(text, |text, gate| format!("{text}\n{gate}")),
+        None if error.is_some() => String::new(),
+        None => report.text(),
+    };
+    Ok(Ending { exit, report: Some(report), error, failures: fresh, skipped: false, text })
 }
 
-/// The output is finished: the same answer as then, unless the input has moved on.
-fn finished(
-    session: &Session,
-    failed: u64,
-    mode: Mode,
-    talk: &Talk,
-    terminal: &Terminal,
-) -> Result<Exit, JobError> {
+/// The output is finished: what it amounts to, unless the input has moved on.
+fn finished(session: &Session, mode: Mode) -> Result<Status, JobError> {
     let output = session.spec.output.display();
     if mode != Mode::Resume {
         let drift = drift(&**session.manifest.store(), session.terms())?;
@@ -212,26 +348,24 @@ fn finished(
             )));
         }
     }
-    let exit = if failed > 0 { Exit::SomeFailed } else { Exit::Done };
-    terminal.say(&format!("`{output}` is finished, and nothing is new in its input"));
-    if talk.json() {
-        let status = crate::job::Survey::open(&session.spec.output)?.status()?;
-        print_json(&Report {
-            output: output.to_string(),
-            state: "done".into(),
-            exit: exit as u8,
-            planned: status.planned,
-            plan_complete: true,
-            ok: status.ok,
-            failed: status.failed,
-            batches: status.batches,
-            committed: status.committed,
-            skipped: status.skipped,
-            classes: status.classes,
-            errors: status.errors,
-            bound: "Nothing was left to do.".into(),
-            ..Report::default()
-        })?;
+    crate::job::Survey::open(&session.spec.output)?.status()
+}
+
+/// The report of a job that left nothing to do.
+fn complete(output: String, status: Status) -> Report {
+    Report {
+        output,
+        state: "done".into(),
+        planned: status.planned,
+        plan_complete: true,
+        ok: status.ok,
+        failed: status.failed,
+        batches: status.batches,
+        committed: status.committed,
+        skipped: status.skipped,
+        classes: status.classes,
+        errors: status.errors,
+        bound: "Nothing was left to do.".into(),
+        ..Report::default()
     }
-    Ok(exit)
 }

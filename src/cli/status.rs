@@ -5,16 +5,18 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{print, print_json};
-use crate::job::{Exit, JobError, Survey};
+use crate::job::{Exit, Gate, JobError, Survey};
 
 /// Say how far a job is; safe while it runs
 ///
-/// Exit code: 0 finished, 3 finished with failed pictures, 75 not finished.
+/// Exit code: 0 finished, 3 finished with failed pictures, 6 finished and a gate does not hold,
+/// 75 not finished.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   haul status out/
-  haul status out/ --csv > batches.csv")]
+  haul status out/ --csv > batches.csv
+  haul status out/ --gate 'errors < 2%'")]
 pub(super) struct Status {
     /// The output's folder
     #[arg(value_name = "OUT")]
@@ -25,12 +27,19 @@ pub(super) struct Status {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// What the finished job must hold, else exit 6 (repeatable); see haul run --help
+    #[arg(long, value_name = "METRIC OP N[%]")]
+    gate: Vec<String>,
 }
 
 impl Status {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
+        let gates = self.gate.iter().map(|gate| Gate::parse(gate));
+        let gates: Vec<Gate> = gates.collect::<Result<_, _>>()?;
         let survey = Survey::open(&self.output)?;
-        let status = survey.status()?;
+        survey.check_gates(&gates)?;
+        let mut status = survey.status()?;
+        status.hold_against(&gates);
         if self.csv {
             print(&table(&survey)?)?;
         } else if self.json {
@@ -53,6 +62,9 @@ impl Status {
             }
             for (code, count) in &status.errors {
                 text.push_str(&format!("\n  {count} × {code}"));
+            }
+            for gate in &status.gates {
+                text.push_str(&format!("\n{gate}"));
             }
             print(&format!("{text}\n"))?;
         }

@@ -18,6 +18,8 @@ pub enum Exit {
     Threshold = 4,
     /// The listing found no picture.
     Empty = 5,
+    /// All committed, but a gate does not hold.
+    Gate = 6,
     /// Another run holds the lock.
     Locked = 11,
     /// Interrupted; the same command goes on.
@@ -30,9 +32,10 @@ Exit codes:
   0    all committed, no picture failed
   1    unexpected or transient (disk full, timeout): running again may help
   2    usage, configuration, model, another fingerprint, permissions
-  3    all committed, but some pictures failed (their lines say why)
+  3    all committed, but some pictures failed (their lines say why; a gate on errors can allow it)
   4    stopped by a failure threshold
   5    no picture found (--allow-empty: 0)
+  6    all committed, but a gate does not hold (--gate)
   11   another run holds the lock (--if-locked skip: 0)
   75   interrupted, resumable: run the same command again
   130, 143   stopped at once by a second signal; still resumable";
@@ -92,6 +95,12 @@ impl JobError {
     #[must_use]
     pub fn usage(error: &dyn std::error::Error) -> JobError {
         JobError::Usage(chain(error))
+    }
+
+    /// Whether it is a fault of a store that may pass while the job goes on.
+    #[must_use]
+    pub(super) fn passes(&self) -> bool {
+        matches!(self, JobError::Store(error) if error.class() == Class::Transient)
     }
 
     /// The exit code for this error.

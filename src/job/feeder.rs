@@ -10,7 +10,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::events::{Answer, Event};
-use super::line::{write_detections, write_error};
+use super::line::{BoxUnit, write_detections, write_error};
 use super::plan::Batch;
 use super::tally::Tally;
 use crate::pool::{Budget, Failure, Outcome, Params, Spent, Work};
@@ -29,6 +29,7 @@ pub(super) struct Feeder {
     pub(super) budget: Arc<Budget>,
     pub(super) params: Arc<Params>,
     pub(super) labels: Arc<[String]>,
+    pub(super) boxes: BoxUnit,
     pub(super) max_file: u64,
     pub(super) work: Sender<Work>,
     pub(super) events: Sender<Event>,
@@ -171,7 +172,7 @@ impl Feeder {
 
     /// What becomes of a picture once a worker is through with it; runs on the worker's thread.
     fn reply(&self, order: &Order, index: usize) -> Box<dyn FnOnce(Outcome) + Send> {
-        let (events, labels) = (self.events.clone(), self.labels.clone());
+        let (events, labels, unit) = (self.events.clone(), self.labels.clone(), self.boxes);
         let batch = order.batch.clone();
         let mut answer = blank(order, index);
         Box::new(move |outcome: Outcome| {
@@ -181,10 +182,7 @@ impl Feeder {
             answer.spent = spent;
             match result {
                 Ok(analysis) => {
-                    let size = (analysis.width, analysis.height);
-                    let found = analysis.found.iter().copied();
-                    let line = &mut answer.line;
-                    write_detections(line, key, meta, size, analysis.truncated, found, &labels);
+                    write_detections(&mut answer.line, key, meta, &analysis, &labels, unit);
                     answer.tally.ok = 1;
                     for found in &analysis.found {
                         let label = labels.get(found.class as usize).cloned().unwrap_or_default();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::exit::JobError;
-use super::line::LINE_SCHEMA;
+use super::line::{BoxUnit, LINE_SCHEMA};
 use super::manifest::Job;
 use super::spec::{Input, Spec};
 use crate::engine::NUMERICS_VERSION;
@@ -37,6 +37,19 @@ const NUMERIC_CLASS: &str = "numeric_class";
 #[must_use]
 pub(super) fn numeric_class(job: &Job) -> Option<&str> {
     job.fingerprint.get(NUMERIC_CLASS)?.as_str()
+}
+
+/// The class names of a job that exists.
+#[must_use]
+pub(super) fn labels(job: &Job) -> Vec<String> {
+    let labels = job.fingerprint.get("labels").cloned().unwrap_or_default();
+    serde_json::from_value(labels).unwrap_or_default()
+}
+
+/// What `--classes` left of them, if it was given.
+#[must_use]
+pub(super) fn kept_classes(job: &Job) -> Option<Vec<u32>> {
+    serde_json::from_value(job.fingerprint.get("classes")?.clone()).ok()
 }
 
 /// The fingerprint of a job.
@@ -91,7 +104,13 @@ pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
         ("max_file_bytes", json!(spec.max_file)),
         ("max_picture_memory", json!(spec.limits.max_memory)),
     ];
-    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    // Only where they are asked for, so that the fingerprints of all other jobs stay as they were.
+    let asked = [
+        ("compress", spec.compress.fingerprint().map(|text| json!(text))),
+        ("boxes", (spec.boxes == BoxUnit::Normalized).then(|| json!("normalized"))),
+    ];
+    let asked = asked.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    fields.into_iter().chain(asked).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// Refuses a fingerprint that is not the job's.

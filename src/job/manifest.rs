@@ -4,13 +4,15 @@
 //! reads backwards (success, records, parts) never finds a claim without its proof.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::compress::Compress;
 use super::exit::JobError;
 use super::fingerprint::Fingerprint;
+use super::line::{BoxUnit, longest_line};
 use super::plan::{Batch, PlanSummary};
 use super::settings::Settings;
 use super::tally::Tally;
@@ -44,6 +46,58 @@ pub struct Job {
     pub folder: String,
     /// What `--since` resolved to, with the plans' digests; reused on every later run.
     pub since: Vec<Ancestor>,
+}
+
+impl Job {
+    /// How its parts are stored.
+    ///
+    /// # Errors
+    /// When it names a way that this haul does not know.
+    pub fn compress(&self) -> Result<Compress, JobError> {
+        let name = self.settings.compress.as_deref().unwrap_or("none");
+        name.parse().map_err(|()| {
+            JobError::Damaged(format!(
+                "{JOB}: `compress` is `{name}`, which this haul does not know (was it edited, or \
+                 made by a newer one?)"
+            ))
+        })
+    }
+
+    /// What the sides of its boxes are counted in.
+    ///
+    /// # Errors
+    /// When it names a unit that this haul does not know.
+    pub fn boxes(&self) -> Result<BoxUnit, JobError> {
+        let name = self.settings.boxes.as_deref().unwrap_or("pixels");
+        name.parse().map_err(|()| {
+            JobError::Damaged(format!(
+                "{JOB}: `boxes` is `{name}`, which this haul does not know (was it edited, or made \
+                 by a newer one?)"
+            ))
+        })
+    }
+
+    /// The lines of a mini-batch's part, unpacked where they are compressed.
+    ///
+    /// # Errors
+    /// What is wrong with the part. No part can make it take more memory than planned lines need.
+    pub(super) fn lines<'a>(
+        &self,
+        batch: &Batch,
+        part: &'a [u8],
+    ) -> Result<std::borrow::Cow<'a, [u8]>, String> {
+        let compress = self.compress().map_err(|error| error.to_string())?;
+        let labels = self.fingerprint.get("labels").and_then(|labels| labels.as_array());
+        let lengths = labels.into_iter().flatten().filter_map(|label| label.as_str());
+        let longest = lengths.map(str::len).max().unwrap_or(0);
+        let most = self.fingerprint.get("max_det").and_then(serde_json::Value::as_u64);
+        let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(0);
+        let count = batch.objects.len() as u64;
+        let meta = batch.objects.iter().filter_map(|object| object.meta.as_deref());
+        let meta: u64 = meta.map(|text| text.len() as u64 + 16).sum();
+        let limit = longest_line(most, longest).saturating_mul(count).saturating_add(meta);
+        compress.unpack(part, limit)
+    }
 }
 
 /// An output that a `--since` job builds on.
@@ -151,8 +205,8 @@ pub struct Manifest {
 
 /// The name of a mini-batch's part.
 #[must_use]
-pub fn part_name(batch: u64) -> String {
-    format!("part-{batch:08}.jsonl")
+pub fn part_name(batch: u64, compress: Compress) -> String {
+    format!("part-{batch:08}{}", compress.suffix())
 }
 
 fn record_name(batch: u64) -> String {
@@ -203,6 +257,15 @@ impl Manifest {
                 self.store.describe()
             ))),
         }
+    }
+
+    /// Makes durable what earlier or other runs have published. Before it is built upon: who is
+    /// killed between a name and its fsync leaves a file that everybody sees and a power cut takes.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn settle(&self) -> Result<(), JobError> {
+        Ok(["", "_manifest", DONE].iter().try_for_each(|dir| self.store.settle(Path::new(dir)))?)
     }
 
     /// The job, if there is one.
@@ -265,11 +328,13 @@ impl Manifest {
         self.read_json(SUCCESS)
     }
 
-    /// Publishes the success marker: plan and all records must be durable.
+    /// Publishes the success marker, once plan, parts and records are durable.
     ///
     /// # Errors
     /// When another one is there.
     pub fn put_success(&self, success: &Success) -> Result<(), JobError> {
+        // Some of them may be another run's that has not got so far.
+        self.settle()?;
         self.put_json(SUCCESS, success, |there| there == success)
     }
 
@@ -284,10 +349,23 @@ impl Manifest {
     /// Ids of mini-batches with a part, in order.
     ///
     /// # Errors
-    /// When the store fails.
-    pub fn parts(&self) -> Result<Vec<u64>, JobError> {
+    /// When the store fails, or there is a part that is stored in another way than the job's.
+    pub fn parts(&self, job: &Job) -> Result<Vec<u64>, JobError> {
+        let compress = job.compress()?;
         let names = self.store.list(Path::new(""))?;
-        Ok(names.iter().filter_map(|name| number(name, "part-", ".jsonl")).collect())
+        let foreign = |name: &&String| {
+            let mut others = Compress::ALL.into_iter().filter(|other| *other != compress);
+            others.any(|other| number(name, "part-", other.suffix()).is_some())
+        };
+        if let Some(name) = names.iter().find(foreign) {
+            return Err(JobError::Foreign(format!(
+                "`{}/{name}` is not this job's: its parts are named {} (move it away, or use --new \
+                 to start over)",
+                self.store.describe(),
+                part_name(0, compress)
+            )));
+        }
+        Ok(names.iter().filter_map(|name| number(name, "part-", compress.suffix())).collect())
     }
 
     fn numbered(&self, folder: &str, prefix: &str, suffix: &str) -> Result<Vec<u64>, JobError> {
@@ -321,12 +399,12 @@ impl Manifest {
         Ok(record)
     }
 
-    /// The bytes of a part.
+    /// The bytes of a part, as they are stored.
     ///
     /// # Errors
     /// When the store fails.
-    pub fn part(&self, batch: u64) -> Result<Option<Vec<u8>>, JobError> {
-        Ok(self.store.read(Path::new(&part_name(batch)))?)
+    pub fn part(&self, job: &Job, batch: u64) -> Result<Option<Vec<u8>>, JobError> {
+        Ok(self.store.read(Path::new(&part_name(batch, job.compress()?)))?)
     }
 
     /// The record of a part that adds up to `tally`; its attempt comes after those that failed.
@@ -361,8 +439,8 @@ impl Manifest {
     ///
     /// # Errors
     /// When the store fails, or other bytes are there under either name.
-    pub fn commit(&self, part: &[u8], record: &Record) -> Result<(), JobError> {
-        let name = part_name(record.batch);
+    pub fn commit(&self, job: &Job, part: &[u8], record: &Record) -> Result<(), JobError> {
+        let name = part_name(record.batch, job.compress()?);
         if self.store.put_new(Path::new(&name), part)? == PutNew::Exists
             && self.store.read(Path::new(&name))?.as_deref() != Some(part)
         {
@@ -388,15 +466,18 @@ impl Manifest {
     /// # Errors
     /// [`JobError::Foreign`] when it is not.
     pub fn adopt(&self, job: &Job, batch: &Batch) -> Result<Option<Record>, JobError> {
-        let Some(part) = self.part(batch.id)? else { return Ok(None) };
-        let tally = Tally::of_part(&part, batch).map_err(|what| {
+        let Some(part) = self.part(job, batch.id)? else { return Ok(None) };
+        let lines = job.lines(batch, &part);
+        let tally = lines.and_then(|lines| Tally::of_part(&lines, batch));
+        let name = part_name(batch.id, job.compress()?);
+        let tally = tally.map_err(|what| {
             JobError::Foreign(format!(
-                "`{}/{}` is not this job's part: {what} (move it away, or use --new to start over)",
+                "`{}/{name}` is not this job's part: {what} (move it away, or use --new to start over)",
                 self.store.describe(),
-                part_name(batch.id)
             ))
         })?;
         let record = self.new_record(job, batch.id, &part, tally, 0.0)?;
+        self.store.settle(Path::new(""))?;
         self.put_record(&record)?;
         Ok(Some(record))
     }
@@ -442,28 +523,34 @@ impl Manifest {
         Ok(())
     }
 
-    /// Removes a job: marker first, identity last, and only names that haul writes.
+    /// Removes a job: marker first, identity last, and only names that haul writes. Each step is
+    /// durable before the next: after a crash no claim outlives its proof, and no part its job.
     ///
     /// # Errors
     /// When something cannot be removed; what is left is still a job, or none.
     pub fn remove_job(&self) -> Result<(), JobError> {
-        let delete = |name: &str| self.store.delete(Path::new(name));
-        delete(SUCCESS)?;
-        for batch in self.records()? {
-            delete(&record_name(batch))?;
-        }
-        for batch in self.parts()? {
-            delete(&part_name(batch))?;
-        }
-        for name in self.store.list(Path::new(FAILED))? {
-            delete(&format!("{FAILED}/{name}"))?;
-        }
-        delete(PLAN)?;
+        let delete = |names: Vec<String>| {
+            let names: Vec<PathBuf> = names.into_iter().map(PathBuf::from).collect();
+            self.store.delete(&names)
+        };
+        delete(vec![SUCCESS.into()])?;
+        delete(self.records()?.into_iter().map(record_name).collect())?;
+        // However they are stored: the next job's may be another way, and these would be in its.
+        let mut parts = self.store.list(Path::new(""))?;
+        parts.retain(|name| {
+            let is = |compress: Compress| number(name, "part-", compress.suffix()).is_some();
+            Compress::ALL.into_iter().any(is)
+        });
+        delete(parts)?;
+        let failed = self.store.list(Path::new(FAILED))?;
+        delete(failed.iter().map(|name| format!("{FAILED}/{name}")).collect())?;
+        delete(vec![PLAN.into()])?;
         let manifest = self.store.list(Path::new("_manifest"))?;
+        // A chain without its end is still a chain; one with a gap is not.
         for name in manifest.iter().rev().filter(|n| number(n, "plan-", ".jsonl").is_some()) {
-            delete(&format!("_manifest/{name}"))?;
+            delete(vec![format!("_manifest/{name}")])?;
         }
-        delete(JOB)?;
+        delete(vec![JOB.into()])?;
         Ok(())
     }
 
@@ -476,9 +563,19 @@ impl Manifest {
         if let Some(name) = self.store.list(Path::new(""))?.iter().find(ours) {
             return Ok(Some(name.clone()));
         }
-        let ours = |name: &&String| !matches!(name.as_str(), "lock" | "tmp");
-        let manifest = self.store.list(Path::new("_manifest"))?;
-        Ok(manifest.iter().find(ours).map(|name| format!("_manifest/{name}")))
+        for name in self.store.list(Path::new("_manifest"))? {
+            let folder = format!("_manifest/{name}");
+            let ours = match name.as_str() {
+                "lock" | "tmp" => true,
+                // What `--new` leaves when it is interrupted.
+                "done" | "failed" => self.store.list(Path::new(&folder))?.is_empty(),
+                _ => false,
+            };
+            if !ours {
+                return Ok(Some(folder));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -496,11 +593,14 @@ fn json_line<T: Serialize>(value: &T) -> Vec<u8> {
 
 /// The digest over all parts in order: of the text that `sha256sum part-*` prints.
 #[must_use]
-pub(super) fn parts_digest<'a>(parts: impl Iterator<Item = (u64, &'a str)>) -> String {
+pub(super) fn parts_digest<'a>(
+    compress: Compress,
+    parts: impl Iterator<Item = (u64, &'a str)>,
+) -> String {
     use sha2::Digest as _;
     let mut digest = sha2::Sha256::new();
     for (batch, sha256) in parts {
-        digest.update(format!("{sha256}  {}\n", part_name(batch)));
+        digest.update(format!("{sha256}  {}\n", part_name(batch, compress)));
     }
     hex(&digest.finalize())
 }

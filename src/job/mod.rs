@@ -5,6 +5,7 @@
 //! dispatcher). This module knows the pool, stores and models; no front end.
 
 mod chain;
+mod compress;
 mod estimate;
 mod events;
 mod exit;
@@ -15,6 +16,7 @@ mod line;
 mod lister;
 mod manifest;
 mod memory;
+mod notices;
 mod pack;
 mod plan;
 mod planner;
@@ -33,15 +35,17 @@ mod transform;
 mod verify;
 
 pub use chain::Chain;
+pub use compress::Compress;
 pub use estimate::{Estimate, dry_run};
 pub use exit::{EXIT_HELP, Exit, JobError};
 pub use fingerprint::{Fingerprint, ModelFacts};
 pub use line::{
-    Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, Meta, write_detections,
-    write_error,
+    BoxUnit, Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, Meta,
+    write_detections, write_error,
 };
 pub use manifest::{Ancestor, Failure, Job, MANIFEST_SCHEMA, Manifest, Record, Success, part_name};
 pub use memory::{mib, peak};
+pub use notices::{Ended, Gate, GateResult, MOST_NAMED, Notices, Totals, failures, judge};
 pub use pack::{CheckedPack, MadePack, check_packs, pack_model};
 pub use plan::{Batch, Caps, Cutter, PLAN_SCHEMA, PlanSummary, Segment, segment_name};
 pub use planner::{Drift, Planner, Terms, drift};
@@ -50,12 +54,12 @@ pub use runner::{Outcome, run};
 pub use sample::Sample;
 pub use select::{Names, is_picture_name};
 pub use session::{
-    Loaded, Mode, Opened, Session, Stdin, load_model, open, open_output, open_source,
+    Load, Loaded, Mode, Opened, Session, Stdin, load_model, open, open_on, open_output, open_source,
 };
 pub use settings::Settings;
 pub use since::Known;
 pub use spec::{IfLocked, Input, MaxFailures, Spec};
 pub use survey::{State, Status, Survey};
 pub use tally::Tally;
-pub use terminal::{Terminal, Verbosity, tell};
-pub use verify::{Verdict, verify};
+pub use terminal::{Progress, Standing, Terminal, Verbosity, tell};
+pub use verify::{Verdict, verify, verify_survey};

@@ -98,8 +98,9 @@ impl<'a> Planner<'a> {
     /// When the input cannot be listed or the segment cannot be published.
     pub fn next_segment(&mut self) -> Result<Option<Segment>, JobError> {
         if let Some(segment) = self.chain.next_segment()? {
-            // Somebody was faster: what we have listed may overlap it.
+            // Somebody was faster: what we have listed may overlap it, and it may not be durable.
             self.listing = None;
+            self.chain.store().settle(Path::new("_manifest"))?;
             return Ok(Some(segment));
         }
         if self.chain.ended() {

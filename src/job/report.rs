@@ -6,7 +6,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::exit::Exit;
 use super::memory::mib;
+use super::notices::{Gate, GateResult, Totals, judge};
 use crate::store::Skip;
 
 /// Thread-seconds by stage.
@@ -41,10 +43,13 @@ pub struct Report {
     pub output: String,
     /// Where annotated pictures are, if they were asked for.
     pub annotated: Option<String>,
-    /// `done`, `interrupted`, `stopped`, `failed`.
+    /// `done`, `interrupted`, `stopped`, `failed`, `skipped` (another run holds the output).
     pub state: String,
     /// The exit code.
     pub exit: u8,
+    /// Why the run was stopped, if it stopped itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Pictures planned, as far as the plan goes.
     pub planned: u64,
     /// Whether the plan is complete.
@@ -67,6 +72,8 @@ pub struct Report {
     pub classes: BTreeMap<String, u64>,
     /// Errors by code.
     pub errors: BTreeMap<String, u64>,
+    /// How each gate came out; empty until the job is complete.
+    pub gates: Vec<GateResult>,
     /// Pictures that this run worked on.
     pub pictures: u64,
     /// Wall time of this run's work, without loading the model.
@@ -88,6 +95,20 @@ pub struct Report {
 }
 
 impl Report {
+    /// Holds a complete job against its gates, and gives the exit code that comes of it.
+    pub fn hold_against(&mut self, gates: &[Gate]) -> Exit {
+        let totals = Totals {
+            pictures: self.planned,
+            failed: self.failed,
+            errors: &self.errors,
+            classes: &self.classes,
+        };
+        let (results, exit) = judge(gates, &totals);
+        self.gates = results;
+        self.exit = exit as u8;
+        exit
+    }
+
     /// Fills in the sentence that says what bounded the run.
     pub fn judge(&mut self) {
         let stages = self.stages;
@@ -182,6 +203,9 @@ impl Report {
                 words.push(format!("{more} more classes"));
             }
             line(format_args!("found: {}", words.join(", ")));
+        }
+        for gate in &self.gates {
+            line(format_args!("{gate}"));
         }
         if self.pictures > 0 {
             let before = (self.ok + self.failed).saturating_sub(self.pictures);

@@ -16,15 +16,17 @@ use super::events::{Answer, Event};
 use super::exit::{Exit, JobError};
 use super::feeder::{Feeder, Order};
 use super::fingerprint::ModelFacts;
+use super::line::Line;
 use super::lister::Lister;
-use super::manifest::{Done, Manifest, Success, parts_digest};
+use super::manifest::{Done, Job, Manifest, Success, parts_digest};
 use super::memory::{mib, peak};
+use super::notices::MOST_NAMED;
 use super::plan::Batch;
 use super::report::{Report, Stages};
 use super::session::{Session, open_pictures};
 use super::spec::{MaxFailures, Spec};
 use super::tally::Tally;
-use super::terminal::Terminal;
+use super::terminal::{Standing, Terminal};
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
 use crate::store::{LocalStore, Store, annotated_name};
 use crate::yolo::NmsOptions;
@@ -48,6 +50,10 @@ pub struct Outcome {
     pub exit: Exit,
     /// The summary.
     pub report: Report,
+    /// What kept the job from going on.
+    pub error: Option<JobError>,
+    /// Pictures that failed in this run, committed or not; the first of them only.
+    pub failures: Vec<Line>,
 }
 
 /// Works on a job until it is done, stopped or interrupted.
@@ -55,7 +61,8 @@ pub struct Outcome {
 /// `signals` gives the number of a signal that asks to stop; the sender of a second one exits.
 ///
 /// # Errors
-/// When the job cannot go on at all; what is committed stays committed.
+/// When it cannot even start. One that cannot go on has an outcome, with the error in it; what is
+/// committed stays committed.
 pub fn run(
     session: Session,
     signals: &Receiver<i32>,
@@ -65,9 +72,18 @@ pub fn run(
     let mut dispatcher = Dispatcher::start(&session, terminal)?;
     let result = dispatcher.work(signals);
     dispatcher.terminal.end();
-    let outcome = result.map(|exit| Outcome { exit, report: dispatcher.report(exit) });
+    let (exit, error) = match result {
+        Ok(exit) => (exit, None),
+        Err(error) => (error.exit(), Some(error)),
+    };
+    let outcome = Outcome {
+        exit,
+        report: dispatcher.report(exit),
+        error,
+        failures: std::mem::take(&mut dispatcher.failures),
+    };
     dispatcher.shut_down();
-    outcome
+    Ok(outcome)
 }
 
 /// What a job asks of the pool.
@@ -128,10 +144,10 @@ struct Dispatcher<'a> {
     given_up: u64,
     adopted: u64,
     faults_in_a_row: u64,
-    last_fault: String,
 
     pictures: u64,
     pictures_ok: u64,
+    failures: Vec<Line>,
     spent: Spent,
     write: Duration,
     start: Instant,
@@ -172,6 +188,7 @@ impl<'a> Dispatcher<'a> {
             budget: budget.clone(),
             params: Arc::new(pool_params(spec, facts)),
             labels: facts.labels.clone().into(),
+            boxes: spec.boxes,
             max_file: spec.max_file,
             work: pool.queue(),
             events: event_sender.clone(),
@@ -222,9 +239,9 @@ impl<'a> Dispatcher<'a> {
             given_up: 0,
             adopted: 0,
             faults_in_a_row: 0,
-            last_fault: String::new(),
             pictures: 0,
             pictures_ok: 0,
+            failures: Vec::new(),
             spent: Spent::default(),
             write: Duration::ZERO,
             start: Instant::now(),
@@ -263,7 +280,7 @@ impl<'a> Dispatcher<'a> {
                 self.report.output, summary.batches
             )));
         }
-        self.manifest().put_success(&success(&session.job.id, &summary, &self.done))?;
+        self.manifest().put_success(&success(&session.job, &summary, &self.done)?)?;
         Ok(if self.totals.failed > 0 { Exit::SomeFailed } else { Exit::Done })
     }
 
@@ -322,10 +339,18 @@ impl<'a> Dispatcher<'a> {
                 },
                 default(TICK) => {}
             }
-            self.watch_the_clock()?;
+            if let Some(exit) = self.watch_the_clock()? {
+                return Ok(Some(exit));
+            }
             let (done, failed) = self.progress();
-            let listed = self.listed.load(Ordering::Relaxed).max(chain.summary().pictures);
-            self.terminal.progress(done, failed, listed, planned);
+            self.terminal.progress(Standing {
+                done,
+                failed,
+                planned: self.listed.load(Ordering::Relaxed).max(chain.summary().pictures),
+                complete: planned,
+                batches: chain.summary().batches,
+                committed: self.done.len() as u64,
+            });
         }
     }
 
@@ -339,7 +364,7 @@ impl<'a> Dispatcher<'a> {
         self.committed_before = self.totals.ok + self.totals.failed;
         self.orphans = session
             .manifest
-            .parts()?
+            .parts(&session.job)?
             .into_iter()
             .filter(|id| !self.done.contains_key(id))
             .collect();
@@ -448,12 +473,7 @@ impl<'a> Dispatcher<'a> {
             }
             Event::Fault { batch, try_number, reason } => {
                 if self.open.get(&batch).is_some_and(|open| open.try_number == try_number) {
-                    self.fault(batch, &reason)?;
-                    if self.faults_in_a_row >= FAULTS_IN_A_ROW {
-                        self.terminal.insist(&format!("stopping: {}", self.last_fault));
-                        self.given_up += self.again.len() as u64 + self.open.len() as u64;
-                        return Ok(Some(self.stop_early(Exit::Failed)));
-                    }
+                    return self.fault(batch, &reason);
                 }
             }
             Event::Answer(answer) => return self.answer(*answer, planned),
@@ -464,6 +484,12 @@ impl<'a> Dispatcher<'a> {
     fn answer(&mut self, answer: Answer, planned: bool) -> Result<Option<Exit>, JobError> {
         let current = |open: &&mut Open| open.try_number == answer.try_number;
         let Some(open) = self.open.get_mut(&answer.batch).filter(current) else { return Ok(None) };
+        if answer.tally.failed > 0 {
+            self.terminal.picture_failed(&answer.line);
+            if self.failures.len() < MOST_NAMED {
+                self.failures.extend(Line::parse(&answer.line));
+            }
+        }
         if open.lines[answer.index].replace(answer.line).is_some() {
             return Err(JobError::Internal("a picture was answered twice. This is a bug.".into()));
         }
@@ -487,21 +513,31 @@ impl<'a> Dispatcher<'a> {
             self.terminal.insist(&reason);
             return Ok(Some(self.stop_early(Exit::Threshold)));
         }
-        if complete {
-            self.commit(answer.batch)?;
-        }
-        Ok(None)
+        if complete { self.commit(answer.batch) } else { Ok(None) }
     }
 
-    fn commit(&mut self, id: u64) -> Result<(), JobError> {
-        let Some(open) = self.open.remove(&id) else { return Ok(()) };
+    /// Commits a mini-batch whose lines are all there. An exit code is [`Dispatcher::fault`]'s.
+    fn commit(&mut self, id: u64) -> Result<Option<Exit>, JobError> {
+        let Some(open) = self.open.get_mut(&id) else { return Ok(None) };
         let start = Instant::now();
         let mut part = Vec::with_capacity(open.lines.iter().flatten().map(Vec::len).sum());
-        open.lines.into_iter().flatten().for_each(|line| part.extend(line));
+        std::mem::take(&mut open.lines).into_iter().flatten().for_each(|line| part.extend(line));
+        let tally = std::mem::take(&mut open.tally);
         let seconds = open.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64());
         let session = self.session.clone();
-        let record = session.manifest.new_record(&session.job, id, &part, open.tally, seconds)?;
-        session.manifest.commit(&part, &record)?;
+        let part = session.job.compress()?.pack(part).map_err(|error| {
+            JobError::Internal(format!("cannot compress the part of mini-batch {id}: {error}"))
+        })?;
+        let manifest = &session.manifest;
+        let record = manifest
+            .new_record(&session.job, id, &part, tally, seconds)
+            .and_then(|record| manifest.commit(&session.job, &part, &record).map(|()| record));
+        let record = match record {
+            // What was written is in doubt, the job is not: it is done again, and found or written.
+            Err(error) if error.passes() => return self.fault(id, &error.to_string()),
+            other => other?,
+        };
+        self.open.remove(&id);
         self.write += start.elapsed();
         self.faults_in_a_row = 0;
         self.terminal.detail(&format!(
@@ -509,16 +545,21 @@ impl<'a> Dispatcher<'a> {
             record.ok, record.failed
         ));
         self.add_done(record);
-        Ok(())
+        Ok(None)
     }
 
-    /// A try at a mini-batch has failed: no part, no record, but a file that says why.
-    fn fault(&mut self, id: u64, reason: &str) -> Result<(), JobError> {
-        let Some(open) = self.open.remove(&id) else { return Ok(()) };
+    /// A try at a mini-batch has failed: no record, but a file that says why. Too many of them in a
+    /// row give the exit code to stop with.
+    fn fault(&mut self, id: u64, reason: &str) -> Result<Option<Exit>, JobError> {
+        let Some(open) = self.open.remove(&id) else { return Ok(None) };
         open.cancelled.store(true, Ordering::Relaxed);
         self.faults_in_a_row += 1;
-        self.last_fault = reason.to_owned();
-        self.manifest().put_failure(&self.session.job, id, reason)?;
+        match self.manifest().put_failure(&self.session.job, id, reason) {
+            // What ails the output may be what there is to tell.
+            Err(error) if error.passes() => self.terminal.warn(&error.to_string()),
+            other => other?,
+        }
+        self.terminal.try_failed(id, open.try_number, open.try_number >= TRIES, reason);
         if open.try_number < TRIES {
             self.terminal.detail(&format!("mini-batch {id}: {reason}; it will be tried again"));
             self.again.push_back((open.batch, open.try_number + 1));
@@ -526,7 +567,12 @@ impl<'a> Dispatcher<'a> {
             self.terminal.warn(&format!("mini-batch {id} is given up in this run: {reason}"));
             self.given_up += 1;
         }
-        Ok(())
+        if self.faults_in_a_row < FAULTS_IN_A_ROW {
+            return Ok(None);
+        }
+        self.terminal.insist(&format!("stopping: {reason}"));
+        self.given_up += self.again.len() as u64 + self.open.len() as u64;
+        Ok(Some(self.stop_early(Exit::Failed)))
     }
 
     /// Failed pictures, committed or not yet.
@@ -601,15 +647,18 @@ impl<'a> Dispatcher<'a> {
         ));
     }
 
-    fn watch_the_clock(&mut self) -> Result<(), JobError> {
+    fn watch_the_clock(&mut self) -> Result<Option<Exit>, JobError> {
         let limit = self.session.spec.batch_timeout;
         let late = |open: &Open| open.begun.is_some_and(|begun| begun.elapsed() > limit);
         let late: Vec<u64> = self.open.iter().filter(|(_, o)| late(o)).map(|(id, _)| *id).collect();
         for id in late {
             let limit = humantime::format_duration(limit);
-            self.fault(id, &format!("it took longer than --batch-timeout {limit}"))?;
+            let reason = format!("it took longer than --batch-timeout {limit}");
+            if let Some(exit) = self.fault(id, &reason)? {
+                return Ok(Some(exit));
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn progress(&self) -> (u64, u64) {
@@ -627,6 +676,7 @@ impl<'a> Dispatcher<'a> {
         }
         .to_owned();
         report.exit = exit as u8;
+        report.reason = self.terminal.reason().map(str::to_owned);
         report.planned = report.planned.max(self.listed.load(Ordering::Relaxed));
         report.ok = self.totals.ok;
         report.failed = self.totals.failed;
@@ -673,17 +723,22 @@ impl<'a> Dispatcher<'a> {
 }
 
 /// The marker for a plan whose every mini-batch is committed.
-fn success(job: &str, plan: &super::plan::PlanSummary, done: &BTreeMap<u64, Done>) -> Success {
-    Success {
+fn success(
+    job: &Job,
+    plan: &super::plan::PlanSummary,
+    done: &BTreeMap<u64, Done>,
+) -> Result<Success, JobError> {
+    let digests = done.iter().map(|(id, done)| (*id, done.sha256.as_str()));
+    Ok(Success {
         schema: super::manifest::MANIFEST_SCHEMA.to_owned(),
-        job: job.to_owned(),
+        job: job.id.clone(),
         planned: plan.pictures,
         ok: done.values().map(|done| done.ok).sum(),
         failed: done.values().map(|done| done.failed).sum(),
         parts: plan.batches,
         plan_sha256: plan.sha256.clone(),
-        parts_sha256: parts_digest(done.iter().map(|(id, done)| (*id, done.sha256.as_str()))),
-    }
+        parts_sha256: parts_digest(job.compress()?, digests),
+    })
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), JobError> {

@@ -32,6 +32,7 @@ use crate::store::{
 const LOCK: &str = "_manifest/lock";
 
 /// A loaded model and what the job asks of it.
+#[derive(Clone)]
 pub struct Loaded {
     /// Executes the network.
     pub engine: Arc<dyn Engine>,
@@ -103,6 +104,9 @@ pub fn load_model(spec: &Spec, class: Option<&str>) -> Result<Loaded, JobError> 
     let imgsz = spec.imgsz.unwrap_or(own).next_multiple_of(32);
     let classes =
         spec.classes.as_ref().map(|wanted| resolve_classes(wanted, &labels)).transpose()?;
+    for gate in &spec.gates {
+        gate.check_class(&labels, classes.as_deref())?;
+    }
     let numeric_class = engine.numeric_class().to_owned();
     let facts = ModelFacts { sha256, labels, imgsz, classes, numeric_class };
     Ok(Loaded { engine, facts, notes })
@@ -291,15 +295,33 @@ fn lock(spec: &Spec) -> Result<Option<Lock>, JobError> {
 /// # Errors
 /// [`JobError`] with the exit code that the design gives to each case.
 pub fn open(spec: Spec, mode: Mode, terminal: &Terminal) -> Result<Opened, JobError> {
-    let start_over = mode == Mode::StartOver;
     let store = open_output(&spec.output);
+    open_on(spec, mode, terminal, store, &load_model)
+}
+
+/// Reads a job's model, for the numeric class that the job has, if it has one: [`load_model`].
+pub type Load<'a> = dyn Fn(&Spec, Option<&str>) -> Result<Loaded, JobError> + 'a;
+
+/// The same on a store that stands for the output, with a model from `load`. The lock is a file in
+/// the output's own folder all the same.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_on(
+    spec: Spec,
+    mode: Mode,
+    terminal: &Terminal,
+    store: Arc<dyn Store>,
+    load: &Load<'_>,
+) -> Result<Opened, JobError> {
+    let start_over = mode == Mode::StartOver;
     let manifest = Manifest::new(store.clone());
     // A job's folder and numeric class never change, so they may be read before the lock is taken.
     let before = match mode {
         Mode::StartOver => None,
         Mode::Run | Mode::Resume => manifest.job()?,
     };
-    let loaded = load_model(&spec, before.as_ref().and_then(numeric_class))?;
+    let loaded = load(&spec, before.as_ref().and_then(numeric_class))?;
     loaded.notes.iter().for_each(|note| terminal.detail(note));
     let shares = shares(&spec, &loaded)?;
     let folder = before.map(|job| PathBuf::from(job.folder));
@@ -327,6 +349,7 @@ pub fn open(spec: Spec, mode: Mode, terminal: &Terminal) -> Result<Opened, JobEr
     if lock.is_some() {
         store.clear_temporaries()?;
     }
+    manifest.settle()?;
     let ours = fingerprint(&spec, &loaded.facts);
     let output = spec.output.display().to_string();
     let mut job = manifest.job()?.filter(|_| !start_over);

@@ -70,6 +70,9 @@ settings! {
     /// Pad every picture to a square instead of to the smallest multiple of 32
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Detections")]
     square: bool,
+    /// Sides of boxes in pixels, or normalized: 0 to 1 of the upright picture [default: pixels]
+    #[arg(long, value_name = "UNIT", help_heading = "Detections")]
+    boxes: String,
 
     /// Column of a CSV --input that holds the pictures [default: the one named image, key, path, file or filename]
     #[arg(long, value_name = "NAME", help_heading = "Which pictures")]
@@ -143,6 +146,9 @@ settings! {
     #[arg(long, value_name = "N", help_heading = "Resources")]
     max_images: usize,
 
+    /// Store parts as lines, or compressed: none, gzip or zstd [default: none]
+    #[arg(long, value_name = "KIND", help_heading = "Output")]
+    compress: String,
     /// Write pictures with boxes and labels into this folder, as KEY.annotated.jpg
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     annotate: PathBuf,
@@ -152,6 +158,21 @@ settings! {
     /// Run without a lock, where the file system has none
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Output")]
     no_lock: bool,
+
+    /// What the finished job must hold, else exit 6: "errors < 2%", "class person == 0" (repeatable)
+    #[arg(long, value_name = "METRIC OP N[%]", help_heading = "Reports")]
+    #[serde(deserialize_with = "words")]
+    gate: Vec<String>,
+    /// Write a JUnit report for CI into this file: the job, and each gate
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    junit: PathBuf,
+    /// In a step of GitHub Actions: annotations, a table in the step's summary, and outputs
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Reports")]
+    github: bool,
+
+    /// How to show progress: auto (on stderr), json (messages on stdout), or none [default: auto]
+    #[arg(long, value_name = "KIND", help_heading = "Messages")]
+    progress: String,
 }
 
 impl Settings {
@@ -215,7 +236,13 @@ impl Settings {
             settled.extend(rest);
             settled
         };
-        let paths = [&mut self.model, &mut self.input, &mut self.output, &mut self.annotate];
+        let paths = [
+            &mut self.model,
+            &mut self.input,
+            &mut self.output,
+            &mut self.annotate,
+            &mut self.junit,
+        ];
         for path in paths.into_iter().flatten() {
             if let Some(url) = path.to_str().filter(|text| text.contains("://")) {
                 return Err(JobError::Usage(format!(

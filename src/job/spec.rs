@@ -4,10 +4,14 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::compress::Compress;
 use super::exit::JobError;
+use super::line::BoxUnit;
+use super::notices::{Gate, Notices};
 use super::plan::Caps;
 use super::sample::Sample;
 use super::settings::Settings;
+use super::terminal::Progress;
 use crate::engine::Precision;
 use crate::picture::{Limits, Truncated};
 use crate::store::IdentityKind;
@@ -70,6 +74,8 @@ pub struct Spec {
     pub square: bool,
     /// The column of a table that holds the keys.
     pub key_column: Option<String>,
+    /// What sides of boxes are counted in.
+    pub boxes: BoxUnit,
     /// `--include`.
     pub include: Vec<String>,
     /// `--exclude`.
@@ -104,12 +110,20 @@ pub struct Spec {
     pub memory_budget: Option<u64>,
     /// What a mini-batch may hold.
     pub caps: Caps,
+    /// How parts are stored.
+    pub compress: Compress,
     /// Where annotated pictures go.
     pub annotate: Option<PathBuf>,
     /// When the output is locked.
     pub if_locked: IfLocked,
     /// Do not lock.
     pub no_lock: bool,
+    /// What the finished job must hold.
+    pub gates: Vec<Gate>,
+    /// How progress is shown.
+    pub progress: Progress,
+    /// What is left for other programs when a run ends.
+    pub notices: Notices,
 }
 
 impl Spec {
@@ -126,7 +140,8 @@ impl Spec {
         let input = need(&s.input, "input", "a folder, a picture, a list, or -")?;
         let output = need(&s.output, "output", "the folder for the results")?;
         // They go into job.json, which is text. Keys inside the input may be any bytes.
-        for path in [Some(&model), Some(&input), Some(&output), s.annotate.as_ref()] {
+        let annotate = s.annotate.as_ref();
+        for path in [Some(&model), Some(&input), Some(&output), annotate, s.junit.as_ref()] {
             if let Some(path) = path.filter(|path| path.to_str().is_none()) {
                 let path = path.display();
                 return Err(usage(format!(
@@ -186,6 +201,18 @@ impl Spec {
             Some("accept") => Truncated::Accept,
             Some(other) => return Err(choice("truncated", other, "reject or accept")),
         };
+        let boxes = match s.boxes.as_deref() {
+            None => BoxUnit::Pixels,
+            Some(name) => {
+                name.parse().map_err(|()| choice("boxes", name, "pixels or normalized"))?
+            }
+        };
+        let compress = match s.compress.as_deref() {
+            None => Compress::None,
+            Some(name) => {
+                name.parse().map_err(|()| choice("compress", name, "none, gzip or zstd"))?
+            }
+        };
         let if_locked = match s.if_locked.as_deref() {
             None | Some("fail") => IfLocked::Fail,
             Some("skip") => IfLocked::Skip,
@@ -194,6 +221,16 @@ impl Spec {
                 None => return Err(choice("if-locked", other, "fail, skip or wait=TIME")),
             },
         };
+        let progress = match s.progress.as_deref() {
+            None | Some("auto") => Progress::Auto,
+            Some("json") => Progress::Json,
+            Some("none") => Progress::None,
+            Some(other) => return Err(choice("progress", other, "auto, json or none")),
+        };
+        let notices = Notices { junit: s.junit.clone(), github: s.github == Some(true) };
+        notices.check_paths(&output)?;
+        let gates = s.gate.iter().flatten().map(|gate| Gate::parse(gate));
+        let gates = gates.collect::<Result<_, _>>()?;
         let limits = Limits {
             max_pixels: s.max_pixels.unwrap_or_default(),
             max_memory: size(s.max_picture_memory.as_deref(), "max-picture-memory")?.unwrap_or(0),
@@ -212,6 +249,7 @@ impl Spec {
             agnostic: s.agnostic == Some(true),
             square: s.square == Some(true),
             key_column: s.key_column.clone(),
+            boxes,
             include: s.include.clone().unwrap_or_default(),
             exclude: s.exclude.clone().unwrap_or_default(),
             hidden: s.hidden == Some(true),
@@ -232,9 +270,13 @@ impl Spec {
                 payload: positive(s.max_payload_mb, "max-payload-mb")?,
                 pictures: at_least_one(s.max_images, "max-images")?.unwrap_or(1),
             },
+            compress,
             annotate: s.annotate.clone(),
             if_locked,
             no_lock: s.no_lock == Some(true),
+            gates,
+            progress,
+            notices,
             settings: s,
         })
     }
@@ -249,6 +291,7 @@ fn defaults() -> Settings {
         precision: Some("auto".into()),
         agnostic: Some(false),
         square: Some(false),
+        boxes: Some("pixels".into()),
         hidden: Some(false),
         follow_symlinks: Some(false),
         identity: Some("mtime".into()),
@@ -261,8 +304,11 @@ fn defaults() -> Settings {
         grace: Some("25s".into()),
         max_payload_mb: Some(100.0),
         max_images: Some(100),
+        compress: Some("none".into()),
         if_locked: Some("fail".into()),
         no_lock: Some(false),
+        progress: Some("auto".into()),
+        github: Some(false),
         ..Settings::default()
     }
 }
@@ -374,9 +420,14 @@ mod tests {
             (Settings { identity: text("md5"), ..minimal() }, "--identity is `md5`"),
             (Settings { precision: text("f16"), ..minimal() }, "--precision is `f16`"),
             (Settings { truncated: text("maybe"), ..minimal() }, "--truncated is `maybe`"),
+            (Settings { boxes: text("cm"), ..minimal() }, "--boxes is `cm`"),
+            (Settings { compress: text("xz"), ..minimal() }, "--compress is `xz`"),
             (Settings { if_locked: text("cry"), ..minimal() }, "--if-locked is `cry`"),
             (Settings { max_failures: text("101%"), ..minimal() }, "--max-failures is `101%`"),
             (Settings { annotate: Some("/out".into()), ..minimal() }, "--annotate is --output"),
+            (Settings { progress: text("bar"), ..minimal() }, "--progress is `bar`"),
+            (Settings { junit: Some("/out/j.xml".into()), ..minimal() }, "--junit `/out/j.xml`"),
+            (Settings { gate: Some(vec!["errs > 1".into()]), ..minimal() }, "no metric `errs`"),
         ];
         for (settings, expected) in cases {
             let error = Spec::new(settings).unwrap_err().to_string();

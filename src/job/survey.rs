@@ -2,15 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::chain::Chain;
 use super::exit::{Exit, JobError};
+use super::fingerprint::{kept_classes, labels};
 use super::manifest::{Job, Manifest, Record};
+use super::notices::{Gate, GateResult, Totals, judge};
 use super::plan::{Batch, PlanSummary};
 use super::session::open_output;
 use super::tally::Tally;
+use crate::store::Store;
 
 /// Where a mini-batch stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -64,6 +68,8 @@ pub struct Status {
     pub errors: BTreeMap<String, u64>,
     /// Names that were listed and not planned, by reason.
     pub skipped: BTreeMap<String, u64>,
+    /// How each gate came out; empty until the job is finished.
+    pub gates: Vec<GateResult>,
 }
 
 impl Survey {
@@ -72,9 +78,18 @@ impl Survey {
     /// # Errors
     /// [`JobError::Usage`] when there is no job in it.
     pub fn open(output: &Path) -> Result<Survey, JobError> {
-        let manifest = Manifest::new(open_output(output));
+        Survey::on(open_output(output))
+    }
+
+    /// Opens the output that a store holds.
+    ///
+    /// # Errors
+    /// [`JobError::Usage`] when there is no job in it.
+    pub fn on(store: Arc<dyn Store>) -> Result<Survey, JobError> {
+        let manifest = Manifest::new(store);
         let job = manifest.job()?.ok_or_else(|| {
-            JobError::Usage(format!("`{}` holds no job of haul", output.display()))
+            let output = manifest.store().describe();
+            JobError::Usage(format!("`{output}` holds no job of haul"))
         })?;
         let records = manifest.records()?.into_iter().collect();
         let failed = manifest.failed()?.into_iter().collect();
@@ -110,6 +125,15 @@ impl Survey {
             }
         }
         Ok((chain.summary().clone(), chain.ended()))
+    }
+
+    /// Checks that the job can have what each gate counts.
+    ///
+    /// # Errors
+    /// [`JobError::Usage`] naming the class that it cannot have.
+    pub fn check_gates(&self, gates: &[Gate]) -> Result<(), JobError> {
+        let (labels, kept) = (labels(&self.job), kept_classes(&self.job));
+        gates.iter().try_for_each(|gate| gate.check_class(&labels, kept.as_deref()))
     }
 
     /// The whole in numbers.
@@ -161,12 +185,29 @@ impl Survey {
 }
 
 impl Status {
+    /// Holds a finished job against gates; one that is not finished stays that.
+    pub fn hold_against(&mut self, gates: &[Gate]) {
+        if self.exit() == Exit::Interrupted {
+            return;
+        }
+        let totals = Totals {
+            pictures: self.planned,
+            failed: self.failed,
+            errors: &self.errors,
+            classes: &self.classes,
+        };
+        let (results, exit) = judge(gates, &totals);
+        self.gates = results;
+        self.exit = exit as u8;
+    }
+
     /// The exit code as a value.
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self.exit {
             0 => Exit::Done,
             3 => Exit::SomeFailed,
+            6 => Exit::Gate,
             _ => Exit::Interrupted,
         }
     }

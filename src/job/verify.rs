@@ -45,16 +45,24 @@ impl Verdict {
 /// # Errors
 /// When there is no job, or the store fails; damage is not an error but a mismatch.
 pub fn verify(output: &Path) -> Result<Verdict, JobError> {
-    let survey = Survey::open(output)?;
+    verify_survey(&Survey::open(output)?)
+}
+
+/// The same for an output that is open already.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_survey(survey: &Survey) -> Result<Verdict, JobError> {
     let schema = LineSchema::new();
     let mut verdict = Verdict::default();
     let mut wrong = Vec::new();
     let mut digests: Vec<(u64, String)> = Vec::new();
     let (mut ok, mut failed, mut right) = (0, 0, 0);
+    let compress = survey.job.compress()?;
     let visited = survey.visit(|batch, _, record| {
         let Some(record) = record else { return Ok(()) };
-        let name = part_name(batch.id);
-        let Some(part) = survey.manifest.part(batch.id)? else {
+        let name = part_name(batch.id, compress);
+        let Some(part) = survey.manifest.part(&survey.job, batch.id)? else {
             wrong.push(format!("{name} is missing, and its record is there"));
             return Ok(());
         };
@@ -66,6 +74,13 @@ pub fn verify(output: &Path) -> Result<Verdict, JobError> {
             wrong.push(format!("{name} is not what its record's sha256 says"));
             return Ok(());
         }
+        let part = match survey.job.lines(batch, &part) {
+            Ok(lines) => lines,
+            Err(what) => {
+                wrong.push(format!("{name}: {what}"));
+                return Ok(());
+            }
+        };
         for (index, line) in part.split(|&b| b == b'\n').filter(|line| !line.is_empty()).enumerate()
         {
             let at = index + 1;
@@ -105,9 +120,16 @@ pub fn verify(output: &Path) -> Result<Verdict, JobError> {
     wrong.extend(
         beyond.map(|id| format!("there is a record of mini-batch {id}, which is not planned")),
     );
-    for id in survey.manifest.parts()? {
+    let parts = match survey.manifest.parts(&survey.job) {
+        Err(JobError::Foreign(what)) => {
+            wrong.push(what);
+            Vec::new()
+        }
+        parts => parts?,
+    };
+    for id in parts {
         if complete && id >= plan.batches {
-            wrong.push(format!("there is {}, which is not planned", part_name(id)));
+            wrong.push(format!("there is {}, which is not planned", part_name(id, compress)));
         }
     }
     let summary = survey.manifest.plan()?;
@@ -123,7 +145,10 @@ pub fn verify(output: &Path) -> Result<Verdict, JobError> {
             failed,
             parts: plan.batches,
             plan_sha256: plan.sha256.clone(),
-            parts_sha256: parts_digest(digests.iter().map(|(id, digest)| (*id, digest.as_str()))),
+            parts_sha256: parts_digest(
+                compress,
+                digests.iter().map(|(id, digest)| (*id, digest.as_str())),
+            ),
         };
         if !complete || summary.is_none() {
             wrong.push("_SUCCESS.json is there, and the plan is not complete".to_owned());

@@ -58,7 +58,9 @@ impl StoreError {
 fn hint(source: &io::Error, bytes: Option<u64>) -> String {
     match (source.kind(), bytes) {
         (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, Some(bytes)) => {
-            format!(" ({bytes} bytes were needed; make room and run the same command again)")
+            format!(
+                " ({bytes} bytes and an inode were needed; make room and run the same command again)"
+            )
         }
         (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, None) => {
             " (make room, or free inodes, and run the same command again)".to_owned()

@@ -17,12 +17,12 @@ pub use error::{Class, StoreError};
 pub use hash::{hex, sha256, sha256_of};
 pub use key::Key;
 pub use local::{
-    IdentityKind, LocalSource, LocalStore, Lock, LockError, SourceOptions, annotated_name,
-    is_manifest, is_table,
+    Disk, DiskFile, IdentityKind, LocalSource, LocalStore, Lock, LockError, SourceOptions,
+    SystemDisk, annotated_name, is_manifest, is_table,
 };
 
 use std::fmt::Debug;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How [`Store::put_new`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +62,19 @@ pub trait Store: Send + Sync + Debug {
     /// When the folder exists but cannot be listed.
     fn list(&self, folder: &Path) -> Result<Vec<String>, StoreError>;
 
-    /// Removes a name; a name that is not there is no error.
+    /// Removes names, durably; one that is not there is no error. In which order they go is not
+    /// said: where that matters, each is a call of its own.
     ///
     /// # Errors
-    /// When the name is there and stays.
-    fn delete(&self, name: &Path) -> Result<(), StoreError>;
+    /// When one is there and stays.
+    fn delete(&self, names: &[PathBuf]) -> Result<(), StoreError>;
+
+    /// Makes durable what is in a folder, whoever published it: a run that was killed may have got
+    /// as far as the name and no further.
+    ///
+    /// # Errors
+    /// When the folder is there and cannot be made durable.
+    fn settle(&self, folder: &Path) -> Result<(), StoreError>;
 
     /// Removes what interrupted writes of this store left behind. Only the lock's holder may.
     ///

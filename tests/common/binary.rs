@@ -33,7 +33,10 @@ pub(crate) struct Ran {
 impl Haul {
     pub(crate) fn new(command: &str) -> Haul {
         let mut haul = Command::new(env!("CARGO_BIN_EXE_haul"));
-        haul.arg(command).stdin(Stdio::null()).env_remove("HAUL_CPU_TIER");
+        haul.arg(command)
+            .stdin(Stdio::null())
+            .env_remove("HAUL_CPU_TIER")
+            .env_remove("GITHUB_ACTIONS");
         Haul { command: haul }
     }
 

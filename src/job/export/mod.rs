@@ -2,13 +2,14 @@
 
 mod coco;
 mod csv;
+mod megadetector;
 mod yolo;
 
 use std::io::Write;
 use std::path::Path;
 
 use super::exit::JobError;
-use super::line::Line;
+use super::line::{BoxUnit, Line};
 use super::manifest::part_name;
 use super::survey::Survey;
 use crate::store::StoreError;
@@ -20,8 +21,10 @@ pub struct Exported {
     pub pictures: u64,
     /// Detections.
     pub detections: u64,
-    /// Pictures with an error: a row in CSV, left out of the other forms.
+    /// Pictures with an error: a row in CSV, an entry for MegaDetector, left out of the others.
     pub failed: u64,
+    /// Names that are not UTF-8, where the form can only hold them with U+FFFD.
+    pub not_utf8: u64,
 }
 
 /// The forms there are.
@@ -31,6 +34,8 @@ pub enum Form {
     Coco,
     /// One row for each detection, and one for each picture without any.
     Csv,
+    /// One JSON file in MegaDetector's form, failed pictures included.
+    Megadetector,
     /// A text file for each picture, in a mirrored tree.
     Yolo,
 }
@@ -72,29 +77,50 @@ fn write(survey: &Survey, form: Form, out: &mut impl Write) -> Result<Exported, 
     match form {
         Form::Coco => coco::export(survey, out),
         Form::Csv => csv::export(survey, out),
+        Form::Megadetector => megadetector::export(survey, out),
         Form::Yolo => unreachable!("it has its own writer"),
     }
 }
 
-/// Visits every committed line in plan order.
+/// Visits every committed line in plan order, with boxes in pixels whatever the job's unit.
 fn lines(
     survey: &Survey,
     mut visitor: impl FnMut(Line) -> Result<(), JobError>,
 ) -> Result<(), JobError> {
+    let (compress, unit) = (survey.job.compress()?, survey.job.boxes()?);
     survey.visit(|batch, _, record| {
         if record.is_none() {
             return Ok(());
         }
-        let name = part_name(batch.id);
+        let name = part_name(batch.id, compress);
         let damaged = |what: String| JobError::Damaged(format!("{name}: {what} (try haul verify)"));
-        let part =
-            survey.manifest.part(batch.id)?.ok_or_else(|| damaged("it is missing".into()))?;
+        let part = survey.manifest.part(&survey.job, batch.id)?;
+        let part = part.ok_or_else(|| damaged("it is missing".into()))?;
+        let part = survey.job.lines(batch, &part).map_err(damaged)?;
         for line in part.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
-            visitor(Line::parse(line).map_err(damaged)?)?;
+            let mut line = Line::parse(line).map_err(damaged)?;
+            if unit == BoxUnit::Normalized {
+                to_pixels(&mut line);
+            }
+            visitor(line)?;
         }
         Ok(())
     })?;
     Ok(())
+}
+
+/// Not rounded: forms that are normalised themselves get back the numbers of the line.
+fn to_pixels(line: &mut Line) {
+    let sides = [line.width, line.height, line.width, line.height];
+    let sides = sides.map(|side| f64::from(side.unwrap_or(1)));
+    for found in line.detections.iter_mut().flatten() {
+        found.bbox.iter_mut().zip(sides).for_each(|(value, side)| *value *= side);
+    }
+}
+
+/// The three decimals that pixels have in a line; no change to those that were read from one.
+fn thousandths(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
 }
 
 /// A fault while writing the export.

@@ -2,28 +2,28 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
-use nix::fcntl::RenameFlags;
 
+use super::disk::{Disk, SystemDisk};
 use crate::store::{Key, PutNew, Store, StoreError};
 
 /// A folder as a [`Store`].
 #[derive(Debug)]
 pub struct LocalStore {
+    disk: Arc<dyn Disk>,
     root: PathBuf,
     temporaries: PathBuf,
     // Process numbers repeat between hosts and containers that share a folder.
     nonce: u64,
     serial: AtomicU64,
+    /// Folders that are there, durably.
     made: Mutex<HashSet<PathBuf>>,
 }
 
@@ -33,8 +33,15 @@ impl LocalStore {
     /// Temporary files go to `root/temporaries`, which must be on the same file system.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>, temporaries: &str) -> LocalStore {
+        LocalStore::on(Arc::new(SystemDisk), root, temporaries)
+    }
+
+    /// The same on any [`Disk`].
+    #[must_use]
+    pub fn on(disk: Arc<dyn Disk>, root: impl Into<PathBuf>, temporaries: &str) -> LocalStore {
         let root = root.into();
         LocalStore {
+            disk,
             temporaries: root.join(temporaries),
             root,
             nonce: RandomState::new().hash_one(std::process::id()),
@@ -46,31 +53,56 @@ impl LocalStore {
     /// Removes the folder of temporaries if nothing is in it: for folders that people look into.
     pub fn remove_temporaries(&self) {
         // Still in use by another run, or never made: both are fine.
-        let _ = fs::remove_dir(&self.temporaries);
+        let _ = self.disk.remove_folder(&self.temporaries);
     }
 
     /// Makes a folder and its missing parents, each durable in its own parent.
     fn make_folder(&self, folder: &Path) -> Result<(), StoreError> {
+        // Held throughout: nobody may write below a folder that is not durable yet.
         let mut made = self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if made.contains(folder) {
-            return Ok(());
-        }
-        fs::create_dir_all(folder)
-            .map_err(|error| StoreError::new("make the folder", folder, error))?;
-        // Also those that were there: whoever made them may have died before this.
-        for folder in folder.ancestors() {
-            if !folder.starts_with(&self.root) || !made.insert(folder.to_owned()) {
-                break;
-            }
-            if let Some(parent) = folder.parent() {
-                sync_folder(parent)?;
-            }
+        let missing: Vec<&Path> =
+            folder.ancestors().take_while(|folder| !made.contains(*folder)).collect();
+        for folder in missing.into_iter().rev() {
+            self.make_one_folder(folder)?;
+            made.insert(folder.to_owned());
         }
         Ok(())
     }
 
+    fn make_one_folder(&self, folder: &Path) -> Result<(), StoreError> {
+        let Some(parent) = folder.parent() else { return Ok(()) };
+        let exists = match self.disk.make_folder(folder) {
+            Ok(()) => false,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => true,
+            // Of what is above the output only this counts: can we go on below it?
+            Err(_) if !folder.starts_with(&self.root) && self.disk.list(folder).is_ok() => true,
+            Err(error) => return Err(StoreError::new("make the folder", folder, error)),
+        };
+        // Also where it was there: whoever made it may have died before this.
+        match self.sync_folder(parent) {
+            // A folder above the output that was there may be one that we cannot even open.
+            Err(_) if exists && !parent.starts_with(&self.root) && folder != self.root => Ok(()),
+            other => other,
+        }
+    }
+
+    fn sync_folder(&self, folder: &Path) -> Result<(), StoreError> {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        self.disk
+            .sync_folder(folder)
+            .map_err(|error| StoreError::new("make durable", folder, error))
+    }
+
+    fn sync_if_there(&self, folder: &Path) -> Result<(), StoreError> {
+        match self.sync_folder(folder) {
+            // Without the folder there is no name in it either.
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
     /// Writes a temporary file, durably, and gives its path.
-    fn stage(&self, target: &Path, bytes: &[u8]) -> Result<Staged, StoreError> {
+    fn stage(&self, target: &Path, bytes: &[u8]) -> Result<Staged<'_>, StoreError> {
         self.make_folder(&self.temporaries)?;
         if let Some(parent) = target.parent() {
             self.make_folder(parent)?;
@@ -78,30 +110,24 @@ impl LocalStore {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let path = self.temporaries.join(format!("{:016x}-{serial}", self.nonce));
         let full = |error| StoreError::new("write", target, error).writing(bytes.len());
-        let mut file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(full)?;
-        let staged = Staged { path };
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(full)?;
+        let mut file = self.disk.create(&path).map_err(full)?;
+        let staged = Staged { disk: &*self.disk, path };
+        file.write_all(bytes).and_then(|()| file.sync()).map_err(full)?;
         Ok(staged)
     }
 }
 
 /// A temporary file that goes when it is dropped.
-struct Staged {
+struct Staged<'a> {
+    disk: &'a dyn Disk,
     path: PathBuf,
 }
 
-impl Drop for Staged {
+impl Drop for Staged<'_> {
     fn drop(&mut self) {
         // Gone already after a rename; if it cannot be removed, the next run clears it.
-        let _ = fs::remove_file(&self.path);
+        let _ = self.disk.remove(&self.path);
     }
-}
-
-fn sync_folder(folder: &Path) -> Result<(), StoreError> {
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    File::open(folder)
-        .and_then(|file| file.sync_all())
-        .map_err(|error| StoreError::new("make durable", folder, error))
 }
 
 impl Store for LocalStore {
@@ -109,26 +135,28 @@ impl Store for LocalStore {
         let target = self.root.join(name);
         let fault = |error| StoreError::new("publish", &target, error).writing(bytes.len());
         let staged = self.stage(&target, bytes)?;
-        let outcome = match fs::hard_link(&staged.path, &target) {
+        let taken = |error: io::Error| match error.kind() {
+            io::ErrorKind::AlreadyExists => Ok(PutNew::Exists),
+            _ => Err(error),
+        };
+        let outcome = match self.disk.link(&staged.path, &target) {
             Ok(()) => PutNew::Created,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // Over NFS a lost answer makes the client repeat a link that had succeeded.
-                let ours = fs::metadata(&staged.path).map_err(fault)?;
-                match fs::symlink_metadata(&target) {
-                    Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
-                        PutNew::Created
-                    }
-                    _ => PutNew::Exists,
+                match self.disk.same_file(&staged.path, &target).map_err(fault)? {
+                    true => PutNew::Created,
+                    false => PutNew::Exists,
                 }
             }
             Err(error) if links_refused(&error) => {
-                rename_new(&staged.path, &target).map_err(fault)?
+                let renamed = self.disk.rename_new(&staged.path, &target);
+                renamed.map(|()| PutNew::Created).or_else(taken).map_err(fault)?
             }
             Err(error) => return Err(fault(error)),
         };
         // Also where the name existed: whoever put it may not have got this far.
         if let Some(parent) = target.parent() {
-            sync_folder(parent)?;
+            self.sync_folder(parent)?;
         }
         Ok(outcome)
     }
@@ -136,14 +164,15 @@ impl Store for LocalStore {
     fn replace(&self, name: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let target = self.root.join(name);
         let staged = self.stage(&target, bytes)?;
-        fs::rename(&staged.path, &target)
+        self.disk
+            .rename(&staged.path, &target)
             .map_err(|error| StoreError::new("replace", &target, error).writing(bytes.len()))?;
-        target.parent().map_or(Ok(()), sync_folder)
+        target.parent().map_or(Ok(()), |parent| self.sync_folder(parent))
     }
 
     fn read(&self, name: &Path) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.root.join(name);
-        match fs::read(&path) {
+        match self.disk.read(&path) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error)
                 if matches!(
@@ -159,37 +188,43 @@ impl Store for LocalStore {
 
     fn list(&self, folder: &Path) -> Result<Vec<String>, StoreError> {
         let path = self.root.join(folder);
-        let fault = |error| StoreError::new("list", &path, error);
-        let entries = match fs::read_dir(&path) {
+        let entries = match self.disk.list(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(fault)?,
+            other => other.map_err(|error| StoreError::new("list", &path, error))?,
         };
-        let mut names = entries
-            .map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()))
-            .collect::<io::Result<Vec<String>>>()
-            .map_err(fault)?;
+        let mut names: Vec<String> =
+            entries.into_iter().map(|name| name.to_string_lossy().into_owned()).collect();
         names.sort_unstable();
         Ok(names)
     }
 
-    fn delete(&self, name: &Path) -> Result<(), StoreError> {
-        let path = self.root.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::new("delete", path, error))
+    fn delete(&self, names: &[PathBuf]) -> Result<(), StoreError> {
+        let mut folders = HashSet::new();
+        for name in names {
+            let path = self.root.join(name);
+            match self.disk.remove(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(StoreError::new("delete", path, error)),
+                Ok(()) => {}
             }
-            _ => Ok(()),
+            // Also where it was gone: whoever removed it may not have got this far.
+            folders.extend(path.parent().map(Path::to_owned));
         }
+        folders.iter().try_for_each(|folder| self.sync_if_there(folder))
+    }
+
+    fn settle(&self, folder: &Path) -> Result<(), StoreError> {
+        self.sync_if_there(&self.root.join(folder))
     }
 
     fn clear_temporaries(&self) -> Result<(), StoreError> {
         let fault = |error| StoreError::new("clear", &self.temporaries, error);
-        let entries = match fs::read_dir(&self.temporaries) {
+        let entries = match self.disk.list(&self.temporaries) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other.map_err(fault)?,
         };
         for entry in entries {
-            fs::remove_file(entry.map_err(fault)?.path()).map_err(fault)?;
+            self.disk.remove(&self.temporaries.join(entry)).map_err(fault)?;
         }
         Ok(())
     }
@@ -205,16 +240,6 @@ fn links_refused(error: &io::Error) -> bool {
         error.raw_os_error().map(Errno::from_raw),
         Some(Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EMLINK)
     )
-}
-
-/// The second way to create a name only if it is free.
-fn rename_new(from: &Path, to: &Path) -> io::Result<PutNew> {
-    let here = nix::fcntl::AT_FDCWD;
-    match nix::fcntl::renameat2(here, from, here, to, RenameFlags::RENAME_NOREPLACE) {
-        Ok(()) => Ok(PutNew::Created),
-        Err(Errno::EEXIST) => Ok(PutNew::Exists),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Where the annotated copy of a picture goes: `<key>.annotated.jpg`.
@@ -270,14 +295,53 @@ mod tests {
         assert_eq!(names.len(), keys.len());
     }
 
+    /// A disk that knows no hard links, as FAT and some network mounts.
+    #[derive(Debug)]
+    struct NoLinks(SystemDisk);
+
+    impl Disk for NoLinks {
+        fn link(&self, _: &Path, _: &Path) -> io::Result<()> {
+            Err(Errno::EPERM.into())
+        }
+        fn make_folder(&self, path: &Path) -> io::Result<()> {
+            self.0.make_folder(path)
+        }
+        fn sync_folder(&self, path: &Path) -> io::Result<()> {
+            self.0.sync_folder(path)
+        }
+        fn create(&self, path: &Path) -> io::Result<Box<dyn crate::store::DiskFile>> {
+            self.0.create(path)
+        }
+        fn same_file(&self, a: &Path, b: &Path) -> io::Result<bool> {
+            self.0.same_file(a, b)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            self.0.rename(from, to)
+        }
+        fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+            self.0.rename_new(from, to)
+        }
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            self.0.remove(path)
+        }
+        fn remove_folder(&self, path: &Path) -> io::Result<()> {
+            self.0.remove_folder(path)
+        }
+        fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+            self.0.read(path)
+        }
+        fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+            self.0.list(path)
+        }
+    }
+
     #[test]
     fn put_new_without_hard_links_uses_rename_that_does_not_replace() {
         let dir = tempfile::tempdir().unwrap();
-        let (a, b, c) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("c"));
-        fs::write(&a, "1").unwrap();
-        fs::write(&b, "2").unwrap();
-        assert_eq!(rename_new(&a, &c).unwrap(), PutNew::Created);
-        assert_eq!(rename_new(&b, &c).unwrap(), PutNew::Exists);
-        assert_eq!(fs::read(&c).unwrap(), b"1");
+        let store = LocalStore::on(Arc::new(NoLinks(SystemDisk)), dir.path(), "tmp");
+        assert_eq!(store.put_new(Path::new("a"), b"1").unwrap(), PutNew::Created);
+        assert_eq!(store.put_new(Path::new("a"), b"2").unwrap(), PutNew::Exists);
+        assert_eq!(store.read(Path::new("a")).unwrap().unwrap(), b"1");
+        assert!(store.list(Path::new("tmp")).unwrap().is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! Folders of this machine, or of a file server it has mounted.
 
+mod disk;
 mod files;
 mod lists;
 mod lock;
@@ -7,6 +8,7 @@ mod source;
 mod table;
 mod walk;
 
+pub use disk::{Disk, DiskFile, SystemDisk};
 pub use files::{LocalStore, annotated_name};
 pub use lists::is_manifest;
 pub use lock::{Lock, LockError};
