@@ -262,6 +262,12 @@ photographs() {
     done
 }
 
+# The binary with its failpoints: killed, failing and crashing at each of them.
+failpoints() {
+    cargo test --locked --features failpoints --test failpoints --no-run
+    timeout --kill-after=30 15m cargo test --locked --features failpoints --test failpoints
+}
+
 memcheck() {
     if [ $install = no ]; then
         scripts/valgrind.sh --no-install
@@ -313,8 +319,10 @@ tests() {
 stage "licences" licences
 stage "cargo fmt" cargo fmt --check
 stage "cargo clippy" cargo clippy --all-targets --locked -- -D warnings
+stage "clippy with failpoints" cargo clippy --all-targets --locked --features failpoints -- -D warnings
 stage "cargo doc" rustdoc
 tests
+stage "failpoints" failpoints # after `tests`: it builds the binary anew, with the feature
 stage "kernels under valgrind" memcheck
 stage "release build" release_build
 stage "first command" quickstart

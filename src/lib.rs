@@ -12,6 +12,7 @@
 //! | [`pool`] | worker threads behind one byte-budgeted queue | `picture`, `engine`, `yolo` |
 //! | [`picture`] | bytes to upright RGB, letterbox, drawing | nobody |
 //! | [`engine`] | executors of the network | `yolo`, `kernels` |
+//! | [`failpoint`] | places where tests make it fail; nothing in an ordinary build | nobody |
 //! | [`kernels`] | convolution and friends per instruction set | nobody |
 //! | [`model`] | checkpoint readers: `.pt`, `.safetensors`; packs | `yolo`, `store` |
 //! | [`yolo`] | the YOLOv8 graph as data, box decoding, NMS | nobody |
@@ -20,6 +21,7 @@
 pub mod bench;
 pub mod cli;
 pub mod engine;
+pub mod failpoint;
 pub mod job;
 pub mod kernels;
 pub mod model;

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
             report(panic);
         }
     }));
+    haul::failpoint::set_up();
     match Cli::parse().execute() {
         Ok(exit) => exit.into(),
         Err(error) => {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::binary::{
-    Haul, Ran, concatenated, fill, folder, model, parts, success, testdata, wait_for,
+    Haul, Ran, by_image, concatenated, fill, folder, model, parts, success, testdata, wait_for,
 };
 
 const SMALL_BATCHES: [&str; 2] = ["--max-images", "3"];
@@ -243,6 +243,38 @@ fn sigkill_loses_nothing() {
     }
     Haul::new("verify").arg(&out).exits(0);
     assert_eq!(fs::read_dir(out.join("_manifest/tmp")).unwrap().count(), 0, "nothing is left over");
+    assert!(!out.join("_manifest/strikes.jsonl").exists(), "a kill is nobody's fault");
+}
+
+#[test]
+fn what_haul_died_of_twice_is_left_out_unread() {
+    let photos = folder(7);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    let plan =
+        Haul::new("plan").arg("-m").arg(model()).arg("-i").arg(photos.path()).arg("-o").arg(&out);
+    plan.args(["--imgsz", "64"]).exits(0);
+    let strikes = out.join("_manifest/strikes.jsonl");
+    let twice = "{\"image\":\"1/00001.png\"}\n";
+    // A last line that was torn counts for nothing.
+    let text =
+        format!("{twice}{{\"image\":\"0/00003.jpg\"}}\n{twice}{{\"image\":\"0/00003.jpg\"}}");
+    fs::write(&strikes, &text).unwrap();
+    fs::remove_file(photos.path().join("1/00001.png")).unwrap();
+    let ran = Haul::new("resume").arg(&out).exits(3).says("1 × quarantined");
+    ran.says("at work on `0/00003.jpg`; it is tried once more");
+    let lines = by_image(&out);
+    for (image, line) in &lines {
+        let code = line.error.as_ref().map(|error| (&*error.code, &*error.stage));
+        let expected = (image == "1/00001.png").then_some(("quarantined", "fetch"));
+        assert_eq!(code, expected, "{image}");
+    }
+    assert_eq!(lines.len(), 7);
+    Haul::new("verify").arg(&out).exits(3);
+    // A new job knows nothing of the old one's strikes.
+    fs::copy(testdata("forms/png-rgb8.png"), photos.path().join("1/00001.png")).unwrap();
+    Haul::run(photos.path(), &out).arg("--new").exits(0);
+    assert!(!strikes.exists());
 }
 
 #[test]
@@ -265,6 +297,26 @@ fn sigterm_ends_with_75_and_the_same_command_goes_on() {
     Haul::new("status").arg(&out).exits(0);
     // A second time there is nothing to do, and the answer is the same.
     Haul::new("resume").arg(&out).exits(0).says("is finished");
+}
+
+#[test]
+fn a_run_that_is_over_by_the_clock_ends_with_75_and_the_next_goes_on() {
+    let photos = folder(60);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    let run = || Haul::run(photos.path(), &out).args(["--max-images", "2", "--grace", "1s"]);
+    let ran = run().slowly().args(["--max-runtime", "1ms"]).exits(75);
+    ran.says("--max-runtime 1ms is over: finishing").says("interrupted: ");
+    Haul::new("status").arg(&out).exits(75);
+    Haul::new("resume").arg(&out).slowly().args(["--max-runtime", "1ms"]).exits(75).says("is over");
+    // It was a matter of those runs, and within the time nothing is different.
+    Haul::new("resume").arg(&out).exits(0);
+    run().args(["--max-runtime", "1h"]).exits(0);
+    let whole = root.path().join("whole");
+    // The slow kernels compute in f32.
+    let run = Haul::run(photos.path(), &whole).args(["--max-images", "2", "--precision", "f32"]);
+    run.args(["--max-runtime", "1h"]).exits(0);
+    assert!(parts(&out) == parts(&whole));
 }
 
 #[test]

@@ -90,6 +90,7 @@ pub(super) fn run(
             params: params.clone(),
             ticket,
             cancelled: Arc::new(AtomicBool::new(false)),
+            note: None,
             reply: Box::new(reply),
         };
         if queue.send(work).is_err() {

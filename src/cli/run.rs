@@ -24,7 +24,8 @@ Examples:
   haul run -m yolov8n.pt -i photos/ -o out/ --annotate seen/ --classes person,car
   find . -name '*.jpg' -newer stamp | haul run -m yolov8n.pt -i - -o out/
   haul run nightly.toml --since outputs/ --output outputs/2026-01-02   # only what is new
-  haul run nightly.toml --if-locked skip                               # in cron"
+  haul run nightly.toml --if-locked skip                               # in cron
+  haul run nightly.toml --max-runtime 6h                               # until the morning"
 )]
 pub(super) struct Run {
     /// Job file (TOML): the same names as the flags, with _ for -; its paths are relative to it.
@@ -76,6 +77,9 @@ pub(super) struct Resume {
     /// After SIGTERM, finish what fits in this time
     #[arg(long, value_name = "TIME")]
     grace: Option<String>,
+    /// Stop after this time, as SIGTERM would (exit 75)
+    #[arg(long, value_name = "TIME")]
+    max_runtime: Option<String>,
     /// When another run holds the output: fail, skip or wait=TIME
     #[arg(long, value_name = "POLICY")]
     if_locked: Option<String>,
@@ -164,6 +168,7 @@ impl Resume {
             max_failures: self.max_failures,
             batch_timeout: self.batch_timeout,
             grace: self.grace,
+            max_runtime: self.max_runtime,
             if_locked: self.if_locked,
             gate: self.gate,
             junit: self.junit,

@@ -146,6 +146,7 @@ fn probe(
             params: params.clone(),
             ticket: budget.open(),
             cancelled: Arc::new(AtomicBool::new(false)),
+            note: None,
             reply: Box::new(move |_| {
                 // The receiver outlives the probe.
                 let _ = sender.send(Instant::now());

@@ -12,7 +12,9 @@ use crossbeam_channel::{Receiver, Sender};
 use super::events::{Answer, Event};
 use super::line::{BoxUnit, write_detections, write_error};
 use super::plan::Batch;
+use super::strikes::Strikes;
 use super::tally::Tally;
+use crate::failpoint;
 use crate::pool::{Budget, Failure, Outcome, Params, Spent, Work};
 use crate::store::{Identity, Key, LinkFault, Object, ReadError, Source};
 
@@ -31,6 +33,7 @@ pub(super) struct Feeder {
     pub(super) labels: Arc<[String]>,
     pub(super) boxes: BoxUnit,
     pub(super) max_file: u64,
+    pub(super) strikes: Arc<Strikes>,
     pub(super) work: Sender<Work>,
     pub(super) events: Sender<Event>,
     pub(super) fetch_nanos: Arc<AtomicU64>,
@@ -92,8 +95,16 @@ impl Feeder {
     fn picture(&mut self, order: &Order, index: usize) -> Option<Result<(), String>> {
         let object = &order.batch.objects[index];
         let max_memory = self.params.limits.max_memory;
+        if self.strikes.quarantined(&object.key) {
+            let message = "haul itself died more than once while it was at work on this picture";
+            return self.refuse(order, index, "quarantined", message);
+        }
         if let Some((code, message)) = picture_fault(object, self.max_file, max_memory) {
             return self.refuse(order, index, code, &message);
+        }
+        failpoint::about(object.key.as_bytes());
+        if let Err(reason) = failpoint::hit("fetch") {
+            return Some(Err(reason));
         }
         let mut ticket = self.budget.open();
         ticket.grow(object.size).ok()?;
@@ -109,6 +120,7 @@ impl Feeder {
                     params: self.params.clone(),
                     ticket,
                     cancelled: order.cancelled.clone(),
+                    note: Some(self.strikes.note(&object.key)),
                     reply: self.reply(order, index),
                 };
                 return self.work.send(work).ok().map(Ok);

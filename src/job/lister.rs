@@ -10,6 +10,7 @@ use super::events::Event;
 use super::exit::JobError;
 use super::planner::Planner;
 use super::session::Session;
+use crate::failpoint;
 
 /// Publishes the plan to its end, ahead of the work; the dispatcher reads it back.
 pub(super) struct Lister {
@@ -40,7 +41,8 @@ impl Lister {
             self.nanos.fetch_add(nanos, Ordering::Relaxed);
             self.listed.store(planner.summary().pictures, Ordering::Relaxed);
             if segment.is_none() {
-                return self.session.manifest.put_plan(planner.summary());
+                self.session.manifest.put_plan(planner.summary())?;
+                return failpoint::hit("after_plan").map_err(JobError::Internal);
             }
             if self.stop.load(Ordering::Relaxed) || self.events.send(Event::Segment).is_err() {
                 return Ok(());

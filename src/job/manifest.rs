@@ -15,7 +15,9 @@ use super::fingerprint::Fingerprint;
 use super::line::{BoxUnit, longest_line};
 use super::plan::{Batch, PlanSummary};
 use super::settings::Settings;
+use super::strikes::STRIKES;
 use super::tally::Tally;
+use crate::failpoint;
 use crate::store::{PutNew, Store, hex, sha256};
 
 /// The version of the files under `_manifest/` and of `_SUCCESS.json`.
@@ -441,6 +443,7 @@ impl Manifest {
     /// When the store fails, or other bytes are there under either name.
     pub fn commit(&self, job: &Job, part: &[u8], record: &Record) -> Result<(), JobError> {
         let name = part_name(record.batch, job.compress()?);
+        failpoint::hit("before_part").map_err(JobError::Internal)?;
         if self.store.put_new(Path::new(&name), part)? == PutNew::Exists
             && self.store.read(Path::new(&name))?.as_deref() != Some(part)
         {
@@ -449,7 +452,9 @@ impl Manifest {
                 self.store.describe()
             )));
         }
-        self.put_record(record)
+        failpoint::hit("after_part").map_err(JobError::Internal)?;
+        self.put_record(record)?;
+        failpoint::hit("after_record").map_err(JobError::Internal)
     }
 
     /// Publishes a record whose part is durable.
@@ -543,7 +548,9 @@ impl Manifest {
         });
         delete(parts)?;
         let failed = self.store.list(Path::new(FAILED))?;
-        delete(failed.iter().map(|name| format!("{FAILED}/{name}")).collect())?;
+        delete(
+            failed.iter().map(|name| format!("{FAILED}/{name}")).chain([STRIKES.into()]).collect(),
+        )?;
         delete(vec![PLAN.into()])?;
         let manifest = self.store.list(Path::new("_manifest"))?;
         // A chain without its end is still a chain; one with a gap is not.
@@ -566,7 +573,7 @@ impl Manifest {
         for name in self.store.list(Path::new("_manifest"))? {
             let folder = format!("_manifest/{name}");
             let ours = match name.as_str() {
-                "lock" | "tmp" => true,
+                "lock" | "tmp" | "strikes.jsonl" => true,
                 // What `--new` leaves when it is interrupted.
                 "done" | "failed" => self.store.list(Path::new(&folder))?.is_empty(),
                 _ => false,

@@ -28,6 +28,7 @@ mod session;
 mod settings;
 mod since;
 mod spec;
+mod strikes;
 mod survey;
 mod tally;
 mod terminal;

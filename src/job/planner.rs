@@ -10,6 +10,7 @@ use super::exit::JobError;
 use super::plan::{Caps, Cutter, PlanSummary, Segment, segment_name};
 use super::sample::Sample;
 use super::since::Known;
+use crate::failpoint;
 use crate::store::{Key, Listed, Listing, Object, PutNew, Select, Source, Store};
 
 /// What a lister needs to know of a job.
@@ -112,6 +113,7 @@ impl<'a> Planner<'a> {
         match self.chain.store().put_new(Path::new(&name), &text)? {
             PutNew::Created => {
                 self.chain.accept(&segment, &text);
+                failpoint::hit("after_segment").map_err(JobError::Internal)?;
                 Ok(Some(segment))
             }
             PutNew::Exists => self.next_segment(),

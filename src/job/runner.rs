@@ -25,8 +25,10 @@ use super::plan::Batch;
 use super::report::{Report, Stages};
 use super::session::{Session, open_pictures};
 use super::spec::{MaxFailures, Spec};
+use super::strikes::Strikes;
 use super::tally::Tally;
 use super::terminal::{Standing, Terminal};
+use crate::failpoint;
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
 use crate::store::{LocalStore, Store, annotated_name};
 use crate::yolo::NmsOptions;
@@ -119,6 +121,7 @@ struct Dispatcher<'a> {
     session: Arc<Session>,
     terminal: &'a mut Terminal,
     annotations: Option<LocalStore>,
+    strikes: Arc<Strikes>,
     pool: Option<Pool>,
     idle: Arc<Idle>,
     budget: Arc<Budget>,
@@ -176,6 +179,8 @@ impl<'a> Dispatcher<'a> {
             mib(shares.budget),
             session.source.describe(),
         ));
+        let strikes = Arc::new(Strikes::open(&spec.output)?);
+        strikes.remarks().iter().for_each(|remark| terminal.warn(remark));
         let budget = Budget::new(shares.free, shares.reserve);
         let pool =
             Pool::start(engine, shares.workers, 2 * shares.workers).map_err(JobError::Internal)?;
@@ -190,6 +195,7 @@ impl<'a> Dispatcher<'a> {
             labels: facts.labels.clone().into(),
             boxes: spec.boxes,
             max_file: spec.max_file,
+            strikes: strikes.clone(),
             work: pool.queue(),
             events: event_sender.clone(),
             fetch_nanos: fetch_nanos.clone(),
@@ -216,6 +222,7 @@ impl<'a> Dispatcher<'a> {
         };
         Ok(Dispatcher {
             annotations: spec.annotate.as_ref().map(|dir| LocalStore::new(dir, ".haul-tmp")),
+            strikes,
             session: session.clone(),
             terminal,
             idle: pool.idle(),
@@ -280,7 +287,9 @@ impl<'a> Dispatcher<'a> {
                 self.report.output, summary.batches
             )));
         }
+        failpoint::hit("before_success").map_err(JobError::Internal)?;
         self.manifest().put_success(&success(&session.job, &summary, &self.done)?)?;
+        failpoint::hit("after_success").map_err(JobError::Internal)?;
         Ok(if self.totals.failed > 0 { Exit::SomeFailed } else { Exit::Done })
     }
 
@@ -333,7 +342,9 @@ impl<'a> Dispatcher<'a> {
                     }
                 },
                 recv(signals) -> signal => match signal {
-                    Ok(signal) => self.interrupt(signal),
+                    Ok(signal) => {
+                        self.interrupt(&format!("signal {signal}"), "a second signal");
+                    }
                     // Nobody will ever ask to stop.
                     Err(_) => signals = crossbeam_channel::never(),
                 },
@@ -518,6 +529,7 @@ impl<'a> Dispatcher<'a> {
 
     /// Commits a mini-batch whose lines are all there. An exit code is [`Dispatcher::fault`]'s.
     fn commit(&mut self, id: u64) -> Result<Option<Exit>, JobError> {
+        failpoint::hit("commit").map_err(JobError::Internal)?;
         let Some(open) = self.open.get_mut(&id) else { return Ok(None) };
         let start = Instant::now();
         let mut part = Vec::with_capacity(open.lines.iter().flatten().map(Vec::len).sum());
@@ -616,9 +628,12 @@ impl<'a> Dispatcher<'a> {
         exit
     }
 
-    /// The first signal: finish the mini-batches that fit into the grace, drop the others.
-    fn interrupt(&mut self, signal: i32) {
+    /// The first signal, or the end of --max-runtime: finish the mini-batches that fit into the
+    /// grace, drop the others.
+    fn interrupt(&mut self, reason: &str, another: &str) {
         if self.stopping.is_some() {
+            // A signal after the end of --max-runtime: a second one.
+            self.stopping = Some(Instant::now());
             return;
         }
         let grace = self.session.spec.grace;
@@ -640,14 +655,21 @@ impl<'a> Dispatcher<'a> {
         self.again.clear();
         self.stop_listing.store(true, Ordering::Relaxed);
         self.terminal.say(&format!(
-            "signal {signal}: finishing {} of {} open mini-batches and leaving the rest for the next \
-             run (a second signal stops at once)",
+            "{reason}: finishing {} of {} open mini-batches and leaving the rest for the next run \
+             ({another} stops at once)",
             self.open.len(),
             self.open.len() + dropped
         ));
     }
 
     fn watch_the_clock(&mut self) -> Result<Option<Exit>, JobError> {
+        if self.stopping.is_none()
+            && let Some(limit) = self.session.spec.max_runtime
+            && self.start.elapsed() >= limit
+        {
+            let limit = humantime::format_duration(limit);
+            self.interrupt(&format!("--max-runtime {limit} is over"), "a signal");
+        }
         let limit = self.session.spec.batch_timeout;
         let late = |open: &Open| open.begun.is_some_and(|begun| begun.elapsed() > limit);
         let late: Vec<u64> = self.open.iter().filter(|(_, o)| late(o)).map(|(id, _)| *id).collect();
@@ -719,6 +741,7 @@ impl<'a> Dispatcher<'a> {
         if let Some(pool) = self.pool.take() {
             pool.stop(Duration::from_secs(1));
         }
+        self.strikes.tidy();
     }
 }
 

@@ -17,10 +17,13 @@ use super::pack::{self, Ready};
 use super::plan::segment_name;
 use super::planner::Terms;
 use super::select::Names;
+use super::settings::Settings;
 use super::since::{Known, resolve};
 use super::spec::{IfLocked, Input, Spec};
+use super::strikes::STRIKES;
 use super::terminal::Terminal;
 use crate::engine::{self, Engine};
+use crate::failpoint;
 use crate::model;
 use crate::pool;
 use crate::store::{
@@ -366,6 +369,8 @@ pub fn open_on(
                      another --output)"
                 )));
             }
+            // Whose they were is forgotten with the job.
+            store.delete(&[STRIKES.into()])?;
         }
     }
     let ancestors = match &job {
@@ -412,11 +417,13 @@ pub fn open_on(
             created_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
             haul: env!("CARGO_PKG_VERSION").to_owned(),
             fingerprint: ours.clone(),
-            settings: spec.settings.clone(),
+            // How long a run may take is a matter of that run: `resume` does not take it over.
+            settings: Settings { max_runtime: None, ..spec.settings.clone() },
             folder: source.root(),
             since: ancestors,
         };
         let there = manifest.put_job(&new)?;
+        failpoint::hit("after_job").map_err(JobError::Internal)?;
         check(&there.fingerprint, &ours, &output)?;
         job = Some(there);
     }

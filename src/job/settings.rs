@@ -132,6 +132,9 @@ settings! {
     /// After SIGTERM, finish what fits in this time [default: 25s]
     #[arg(long, value_name = "TIME", help_heading = "Limits")]
     grace: String,
+    /// Stop this run after this time, as SIGTERM would (exit 75); the next one goes on
+    #[arg(long, value_name = "TIME", help_heading = "Limits")]
+    max_runtime: String,
 
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N", help_heading = "Resources")]

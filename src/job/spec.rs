@@ -104,6 +104,8 @@ pub struct Spec {
     pub batch_timeout: Duration,
     /// Time to finish after SIGTERM.
     pub grace: Duration,
+    /// Time after which this run stops by itself.
+    pub max_runtime: Option<Duration>,
     /// Worker threads; `None` is one for each core.
     pub workers: Option<usize>,
     /// Memory in bytes; `None` is the default rule.
@@ -231,6 +233,11 @@ impl Spec {
         notices.check_paths(&output)?;
         let gates = s.gate.iter().flatten().map(|gate| Gate::parse(gate));
         let gates = gates.collect::<Result<_, _>>()?;
+        let max_runtime =
+            s.max_runtime.as_deref().map(|time| duration(time, "max-runtime")).transpose()?;
+        if max_runtime.is_some_and(|time| time.is_zero()) {
+            return Err(usage("--max-runtime is 0, in which nothing can be done".to_owned()));
+        }
         let limits = Limits {
             max_pixels: s.max_pixels.unwrap_or_default(),
             max_memory: size(s.max_picture_memory.as_deref(), "max-picture-memory")?.unwrap_or(0),
@@ -264,6 +271,7 @@ impl Spec {
             max_failures: s.max_failures.as_deref().map(max_failures).transpose()?,
             batch_timeout: duration(s.batch_timeout.as_deref().unwrap_or("1h"), "batch-timeout")?,
             grace: duration(s.grace.as_deref().unwrap_or("25s"), "grace")?,
+            max_runtime,
             workers: at_least_one(s.workers, "workers")?,
             memory_budget: size(s.memory_budget.as_deref(), "memory-budget")?,
             caps: Caps {
@@ -386,6 +394,7 @@ mod tests {
             memory_budget: Some("1.5GiB".into()),
             grace: Some("1m30s".into()),
             batch_timeout: Some("90".into()),
+            max_runtime: Some("6h".into()),
             max_failures: Some("2.5%".into()),
             if_locked: Some("wait=10m".into()),
             imgsz: Some(600),
@@ -395,6 +404,7 @@ mod tests {
         assert_eq!(spec.caps.payload, 500_000);
         assert_eq!(spec.memory_budget, Some(1536 << 20));
         assert_eq!((spec.grace.as_secs(), spec.batch_timeout.as_secs()), (90, 90));
+        assert_eq!(spec.max_runtime, Some(Duration::from_secs(6 * 3600)));
         assert_eq!(spec.max_failures, Some(MaxFailures::Share(0.025)));
         assert_eq!(spec.if_locked, IfLocked::Wait(Duration::from_secs(600)));
         assert_eq!(spec.imgsz, Some(608));
@@ -417,6 +427,8 @@ mod tests {
             (Settings { max_payload_mb: Some(-1.0), ..minimal() }, "--max-payload-mb is -1"),
             (Settings { memory_budget: text("lots"), ..minimal() }, "--memory-budget is `lots`"),
             (Settings { grace: text("soon"), ..minimal() }, "--grace is `soon`"),
+            (Settings { max_runtime: text("dawn"), ..minimal() }, "--max-runtime is `dawn`"),
+            (Settings { max_runtime: text("0"), ..minimal() }, "--max-runtime is 0"),
             (Settings { identity: text("md5"), ..minimal() }, "--identity is `md5`"),
             (Settings { precision: text("f16"), ..minimal() }, "--precision is `f16`"),
             (Settings { truncated: text("maybe"), ..minimal() }, "--truncated is `maybe`"),

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::error::PictureError;
 use super::probe::{self, Format, Header, Limits};
 use super::{jpeg, orient, other};
+use crate::failpoint;
 
 /// A decoded picture.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,9 +69,12 @@ impl Decoder {
         let Self { picture, file, stored } = self;
         let turned = header.orientation != 1;
         let rgb = if turned { &mut *stored } else { &mut picture.rgb };
-        picture.truncated = guarded(|| match header.format {
-            Format::Jpeg => jpeg::pixels(bytes, header, limits.truncated, file, rgb),
-            _ => other::pixels(bytes, header, rgb).map(|()| false),
+        picture.truncated = guarded(|| {
+            failpoint::hit("decode").map_err(|_| PictureError::internal())?;
+            match header.format {
+                Format::Jpeg => jpeg::pixels(bytes, header, limits.truncated, file, rgb),
+                _ => other::pixels(bytes, header, rgb).map(|()| false),
+            }
         })?;
         let expected = u64::from(header.width) * u64::from(header.height) * 3;
         if rgb.len() as u64 != expected {

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::budget::Ticket;
+use super::crash::{self, AtWork, CrashNote, SignalStack};
 use crate::engine::{Engine, Input, Worker};
+use crate::failpoint;
 use crate::picture::{
     Decoder, Letterbox, Letterboxer, Limits, Mark, Picture, PictureError, annotate, probe,
 };
@@ -102,6 +104,8 @@ pub struct Work {
     pub ticket: Ticket,
     /// Set when nobody wants the answer any more.
     pub cancelled: Arc<AtomicBool>,
+    /// What is left of it if the worker dies of a signal.
+    pub note: Option<CrashNote>,
     /// Called on the worker's thread with the answer.
     pub reply: Box<dyn FnOnce(Outcome) + Send>,
 }
@@ -143,6 +147,7 @@ impl Pool {
     /// # Errors
     /// When threads or the engine's scratch memory cannot be had.
     pub fn start(engine: &Arc<dyn Engine>, workers: usize, waiting: usize) -> Result<Pool, String> {
+        crash::install();
         let (queue, work) = crossbeam_channel::bounded::<Work>(waiting.max(1));
         let (alive, finished) = crossbeam_channel::bounded::<()>(0);
         let idle = Arc::new(Idle::default());
@@ -222,6 +227,7 @@ struct State {
 
 impl State {
     fn serve(&mut self, queue: &Receiver<Work>) {
+        let _signals = SignalStack::new();
         loop {
             let start = Instant::now();
             let work = match queue.try_recv() {
@@ -234,7 +240,9 @@ impl State {
                 }
             };
             add(&self.idle.queue, start.elapsed());
-            let Work { bytes, params, mut ticket, cancelled, reply } = work;
+            let Work { bytes, params, mut ticket, cancelled, note, reply } = work;
+            let _at_work = AtWork::with(note.as_ref());
+            failpoint::about(note.as_ref().map_or(&[], CrashNote::line));
             let mut spent = Spent::default();
             let result = if cancelled.load(Ordering::Relaxed) {
                 Err(Failure::Cancelled)
@@ -299,6 +307,7 @@ impl State {
         spent.letterbox = start.elapsed();
 
         let start = Instant::now();
+        failpoint::hit("infer").map_err(Failure::Worker)?;
         let input = Input { width: geometry.width as usize, height: geometry.height as usize, rgb };
         self.network
             .run(input, params.nms.conf, &mut self.candidates)
@@ -436,6 +445,7 @@ mod tests {
                 params: params.clone(),
                 ticket: budget.open(),
                 cancelled: Arc::new(AtomicBool::new(cancelled)),
+                note: None,
                 reply: Box::new(move |outcome| drop(sender.send((number, outcome.result)))),
             };
             queue.send(work).unwrap();
