@@ -154,7 +154,7 @@ documents() {
             wrong=1
         fi
     done
-    for job in jobs/*.toml; do
+    for job in jobs/*.toml jobs/*.json; do
         # What is printed is a job file again, and means the same.
         "$haul" run "$job" --print-config >"$work/config.toml" || wrong=1
         "$haul" run "$work/config.toml" --print-config | diff "$work/config.toml" - || wrong=1

@@ -1,13 +1,14 @@
-//! Inputs that are more than a folder: SageMaker's manifests, tables, samples.
+//! Inputs that are more than a folder: SageMaker's manifests, tables, samples; and
+//! transform requests, which name them.
 
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use common::binary::{Haul, by_image, concatenated, fill, lines};
+use common::binary::{Haul, by_image, concatenated, fill, lines, testdata};
 use haul::job::Sample;
-use haul::store::Key;
+use haul::store::{Key, Listed, LocalSource, Object, Select, Skip, Source as _, SourceOptions};
 
 fn images(output: &Path) -> Vec<String> {
     lines(output).into_iter().map(|line| line.image).collect()
@@ -154,6 +155,52 @@ fn another_meta_is_a_changed_picture() {
 }
 
 #[test]
+fn lists_go_on_after_any_key() {
+    struct All;
+    impl Select for All {
+        fn file(&self, _: &Key) -> Result<(), Skip> {
+            Ok(())
+        }
+        fn folder(&self, _: &Key) -> Result<(), Skip> {
+            Ok(())
+        }
+    }
+    let root = photos();
+    let names = ["a", "a/b", "a!", "a0", "ab", "é", "A", "0/00000.jpg", "a b"];
+    let rows: String = names.iter().chain(&names[2..4]).map(|n| format!("{n},of {n}\n")).collect();
+    fs::write(root.path().join("t.csv"), format!("key,meta\n{rows}")).unwrap();
+    let elements: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    let text = format!("[{{\"prefix\":\"./\"}},{},\"ab\"]", elements.join(","));
+    fs::write(root.path().join("m.json"), text).unwrap();
+    for name in ["t.csv", "m.json"] {
+        let options = SourceOptions::default();
+        let source = LocalSource::open(&root.path().join(name), options).unwrap();
+        let list = |after: Option<&Key>| -> Vec<Object> {
+            let listed = source.list(&All, after).unwrap().map(Result::unwrap);
+            listed
+                .filter_map(|listed| match listed {
+                    Listed::Object(object) => Some(object),
+                    Listed::Skipped(reason) => {
+                        assert!(matches!(reason, Skip::Duplicate | Skip::Folder));
+                        None
+                    }
+                })
+                .collect()
+        };
+        let whole = list(None);
+        assert_eq!(whole.len(), names.len());
+        assert!(whole.is_sorted_by(|a, b| a.key < b.key));
+        for object in &whole {
+            let meta = (name == "t.csv").then(|| format!("{{\"meta\":\"of {}\"}}", object.key));
+            assert_eq!(object.meta.as_deref(), meta.as_deref());
+        }
+        for index in 0..whole.len() {
+            assert_eq!(list(Some(&whole[index].key)), whole[index + 1..]);
+        }
+    }
+}
+
+#[test]
 fn a_table_that_contradicts_itself_writes_nothing() {
     let root = photos();
     let at = |name: &str| root.path().join(name);
@@ -213,4 +260,67 @@ fn a_sample_is_a_choice_that_anybody_can_draw_again() {
 
     run("none").args(["--sample", "0"]).exits(2).says("--sample is 0");
     run("none").args(["--seed", "1"]).exits(2).says("there is no --sample");
+}
+
+fn transform_json() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs/transform.json")
+}
+
+#[test]
+fn the_transform_request_runs_as_the_documents_say() {
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    let quick = ["--imgsz", "64", "--output"];
+    let run = Haul::new("run").arg(transform_json()).args(quick).arg(&out).arg("-v");
+    run.exits(0).says("TransformJobName, TransformResources ignored");
+    // The same as flags.
+    let flags = root.path().join("flags");
+    Haul::run(testdata("pictures"), &flags).args(["--max-payload-mb", "6"]).exits(0);
+    assert_eq!(concatenated(&out), concatenated(&flags));
+    assert!(lines(&out).len() > 10);
+}
+
+#[test]
+fn a_transform_request_prints_as_a_job_file_that_means_the_same() {
+    let root = tempfile::tempdir().unwrap();
+    let printed = Haul::new("run").arg(transform_json()).arg("--print-config").exits(0).stdout;
+    let toml: toml::Table = printed.parse().unwrap();
+    assert_eq!(toml["batch_timeout"].as_str(), Some("600s"));
+    assert_eq!(toml["max_payload_mb"].as_float(), Some(6.0));
+    assert!(toml["model"].as_str().unwrap().ends_with("/testdata/model/shapes.safetensors"));
+    assert!(toml["output"].as_str().unwrap().ends_with("/out/transform"));
+    let job = root.path().join("job.toml");
+    fs::write(&job, &printed).unwrap();
+    let again = Haul::new("run").arg(&job).arg("--print-config").exits(0).stdout;
+    assert_eq!(again, printed);
+}
+
+#[test]
+fn a_transform_request_for_s3_runs_on_folders_with_flags() {
+    let root = photos();
+    let at = |name: &str| root.path().join(name);
+    let request = r#"{
+        "ModelName": "m",
+        "TransformInput": {"DataSource": {"S3DataSource": {
+            "S3DataType": "ManifestFile", "S3Uri": "s3://bucket/list.manifest"}}},
+        "TransformOutput": {"S3OutputPath": "s3://bucket/out"}
+    }"#;
+    fs::write(at("transform.json"), request).unwrap();
+    fs::copy(testdata("model/shapes.safetensors"), at("m.safetensors")).unwrap();
+    let run = |command: &str| Haul::new(command).arg(at("transform.json")).args(["--imgsz", "64"]);
+    run("run").exits(2).says("S3DataSource.S3Uri is `s3://bucket/list.manifest`");
+    run("run").arg("--input").arg(at("photos")).exits(2).says("S3OutputPath is `s3://bucket/out`");
+    let places = [at("photos").into_os_string(), "--output".into(), at("out").into_os_string()];
+    run("plan").arg("--input").args(&places).exits(0).says("6 pictures");
+    run("run").arg("--input").args(&places).exits(0);
+    assert_eq!(images(&at("out")).len(), 6);
+
+    // The same file with places of this machine.
+    fs::write(at("list.manifest"), r#"[{"prefix":"photos/0/"}, "00000.jpg"]"#).unwrap();
+    fs::write(at("transform.json"), request.replace("s3://bucket/", "")).unwrap();
+    fs::remove_dir_all(at("out")).unwrap();
+    run("run").exits(0);
+    assert_eq!(images(&at("out")), ["00000.jpg"]);
+    fs::write(at("transform.json"), request.replace("ModelName", "ModelNames")).unwrap();
+    run("run").exits(2).says("did you mean `ModelName`?");
 }

@@ -25,7 +25,7 @@ Examples:
   haul plan jobs/nightly.toml && haul resume out/"
 )]
 pub(super) struct Plan {
-    /// Job file (TOML)
+    /// Job file: TOML, or a SageMaker CreateTransformJob request (.json)
     #[arg(value_name = "JOB.toml")]
     job: Option<PathBuf>,
     #[command(flatten)]
@@ -39,8 +39,8 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
-        let spec = Spec::new(settings(self.settings, self.job.as_deref())?)?;
         let terminal = self.talk.terminal();
+        let spec = Spec::new(settings(self.settings, self.job.as_deref(), &terminal)?)?;
         if self.dry_run {
             let estimate = dry_run(&spec)?;
             terminal.say(&text(&estimate.plan));

@@ -29,7 +29,8 @@ Examples:
   haul run job.toml --gate 'errors < 2%' --gate 'class person == 0' --junit haul.xml"
 )]
 pub(super) struct Run {
-    /// Job file (TOML): the same names as the flags, with _ for -; its paths are relative to it
+    /// Job file (TOML): the same names as the flags, with _ for -; its paths are relative to it.
+    /// Or a SageMaker CreateTransformJob request (.json)
     #[arg(value_name = "JOB.toml")]
     job: Option<PathBuf>,
     #[command(flatten)]
@@ -130,18 +131,23 @@ impl Talk {
     }
 }
 
-/// Flags over the job file.
-pub(super) fn settings(flags: Settings, job: Option<&Path>) -> Result<Settings, JobError> {
+/// Flags over the job file. What of it is ignored is said with -v.
+pub(super) fn settings(
+    flags: Settings,
+    job: Option<&Path>,
+    terminal: &Terminal,
+) -> Result<Settings, JobError> {
     let flags = flags.relative_to(Path::new(""))?;
-    Ok(match job {
-        None => flags,
-        Some(path) => flags.over(Settings::from_job_file(path)?),
-    })
+    let Some(path) = job else { return Ok(flags) };
+    let (settings, notes) = flags.over_job_file(path)?;
+    notes.iter().for_each(|note| terminal.detail(&format!("`{}`: {note}", path.display())));
+    Ok(settings)
 }
 
 impl Run {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
-        let spec = spec(settings(self.settings, self.job.as_deref())?, &self.talk)?;
+        let given = settings(self.settings, self.job.as_deref(), &self.talk.terminal())?;
+        let spec = spec(given, &self.talk)?;
         if self.print_config {
             let text = toml::to_string(&spec.settings)
                 .map_err(|error| JobError::Internal(format!("cannot write TOML: {error}")))?;

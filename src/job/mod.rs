@@ -32,6 +32,7 @@ mod strikes;
 mod survey;
 mod tally;
 mod terminal;
+mod transform;
 mod verify;
 
 pub use chain::Chain;

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::exit::JobError;
+use super::transform;
 
 /// Declares [`Settings`] together with the table of its names, so that they cannot disagree.
 macro_rules! settings {
@@ -21,7 +22,7 @@ macro_rules! settings {
         }
 
         /// Every key of a job file.
-        const NAMES: &[&str] = &[$(stringify!($name)),*];
+        pub(super) const NAMES: &[&str] = &[$(stringify!($name)),*];
 
         impl Settings {
             /// These settings, and those of `below` where nothing was said here.
@@ -40,9 +41,6 @@ settings! {
     /// Folder, picture, list of paths (.txt), SageMaker manifest (.json), table (.csv), or - for a list on stdin
     #[arg(long, short, value_name = "DIR|FILE|LIST|-", help_heading = "What")]
     input: PathBuf,
-    /// Column of a CSV --input that holds the pictures [default: the one named image, key, path, file or filename]
-    #[arg(long, value_name = "NAME", help_heading = "Which pictures")]
-    key_column: String,
     /// Folder for the results; run again with the same one to go on
     #[arg(long, short, value_name = "DIR", help_heading = "What")]
     output: PathBuf,
@@ -76,6 +74,9 @@ settings! {
     #[arg(long, value_name = "UNIT", help_heading = "Detections")]
     boxes: String,
 
+    /// Column of a CSV --input that holds the pictures [default: the one named image, key, path, file or filename]
+    #[arg(long, value_name = "NAME", help_heading = "Which pictures")]
+    key_column: String,
     /// Take only names that match (repeatable); also takes names without a suffix
     #[arg(long, value_name = "GLOB", help_heading = "Which pictures")]
     #[serde(deserialize_with = "words")]
@@ -181,7 +182,19 @@ settings! {
 }
 
 impl Settings {
-    /// Reads a job file. Its paths are relative to its own folder.
+    /// Reads a job file, TOML or a `CreateTransformJob` request (`.json`), and puts flags over it.
+    /// The second value says what of a request is ignored.
+    ///
+    /// # Errors
+    /// When it cannot be read, or says what haul does not know or does not do.
+    pub fn over_job_file(self, path: &Path) -> Result<(Settings, Vec<String>), JobError> {
+        if transform::is_request(path) {
+            return transform::read(path, self);
+        }
+        Ok((self.over(Settings::from_job_file(path)?), Vec::new()))
+    }
+
+    /// Reads a job file in TOML. Its paths are relative to its own folder.
     ///
     /// # Errors
     /// When it cannot be read, is not TOML, or has keys that do not exist (the message suggests one).
@@ -254,16 +267,17 @@ impl Settings {
 }
 
 fn unknown_key(key: &str) -> String {
-    let wanted = key.replace('-', "_").to_lowercase();
-    let best = NAMES
-        .iter()
-        .map(|name| (strsim::jaro_winkler(name, &wanted), name))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .filter(|(likeness, _)| *likeness > 0.75);
-    match best {
-        Some((_, name)) => format!("there is no key `{key}`; did you mean `{name}`?"),
+    match closest(&key.replace('-', "_").to_lowercase(), NAMES) {
+        Some(name) => format!("there is no key `{key}`; did you mean `{name}`?"),
         None => format!("there is no key `{key}`; the keys are {}", NAMES.join(", ")),
     }
+}
+
+/// The name that somebody may have meant.
+pub(super) fn closest<'a>(wanted: &str, names: &[&'a str]) -> Option<&'a str> {
+    let likeness = |name: &&'a str| (strsim::jaro_winkler(name, wanted), *name);
+    let best = names.iter().map(likeness).max_by(|a, b| a.0.total_cmp(&b.0));
+    best.filter(|(likeness, _)| *likeness > 0.75).map(|(_, name)| name)
 }
 
 /// A list of words, or one word, or numbers: `classes = [0, "car"]`, `include = "*.jpg"`.

@@ -177,7 +177,7 @@ pub(super) fn read_manifest(
     let read = json.deserialize_seq(elements).and_then(|prefix| json.end().map(|()| prefix));
     read.map_err(|error| match error.io_error_kind() {
         Some(io::ErrorKind::InvalidData) | None => {
-            malformed(path, format!("element {at}: {error}; {MANIFEST_FORM}"))
+            malformed(path, format!("element {at}: {error}"))
         }
         Some(_) => fault(error.into()),
     })
