@@ -153,8 +153,10 @@ impl Resume {
             if_locked: self.if_locked,
             ..Settings::default()
         };
-        let spec = Spec::new(flags.relative_to(Path::new(""))?.over(job.settings))?;
-        if spec.input == crate::job::Input::Stdin && manifest.plan()?.is_none() {
+        let mut spec = Spec::new(flags.relative_to(Path::new(""))?.over(job.settings))?;
+        spec.retry = job.retry;
+        let listed_again = spec.input == crate::job::Input::Stdin && spec.retry.is_none();
+        if listed_again && manifest.plan()?.is_none() {
             return Err(JobError::Usage(
                 "the list came on standard input and was not planned to its end: run the first \
                  command again, with the list"
@@ -165,7 +167,7 @@ impl Resume {
     }
 }
 
-fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
+pub(super) fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
     let mut terminal = talk.terminal();
     let signals = signals::listen()?;
     let session = match open(spec, mode, &terminal)? {

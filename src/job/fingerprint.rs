@@ -88,7 +88,9 @@ pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
         ("max_file_bytes", json!(spec.max_file)),
         ("max_picture_memory", json!(spec.limits.max_memory)),
     ];
-    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    // Only where it is used, so that other jobs keep the fingerprints they have.
+    let retry = spec.retry.as_ref().map(|retry| ("retry", json!(retry.output)));
+    fields.into_iter().chain(retry).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// Refuses a fingerprint that is not the job's.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::exit::JobError;
 use super::fingerprint::Fingerprint;
 use super::plan::{Batch, PlanSummary};
+use super::retry::Retry;
 use super::settings::Settings;
 use super::strikes::STRIKES;
 use super::tally::Tally;
@@ -46,6 +47,9 @@ pub struct Job {
     pub folder: String,
     /// What `--since` resolved to, with the plans' digests; reused on every later run.
     pub since: Vec<Ancestor>,
+    /// The output whose failed pictures it runs again, where it does that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
 }
 
 /// An output that a `--since` job builds on.

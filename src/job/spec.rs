@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::exit::JobError;
 use super::plan::Caps;
+use super::retry::Retry;
 use super::settings::Settings;
 use crate::engine::Precision;
 use crate::picture::{Limits, Truncated};
@@ -107,6 +108,8 @@ pub struct Spec {
     pub if_locked: IfLocked,
     /// Do not lock.
     pub no_lock: bool,
+    /// The output whose failed pictures are run again; no setting, `haul retry` alone asks for it.
+    pub retry: Option<Retry>,
 }
 
 impl Spec {
@@ -224,6 +227,7 @@ impl Spec {
             annotate: s.annotate.clone(),
             if_locked,
             no_lock: s.no_lock == Some(true),
+            retry: None,
             settings: s,
         })
     }

@@ -51,6 +51,8 @@ enum Names {
     List(PathBuf),
     /// The lines of a spooled standard input.
     Spooled(File),
+    /// Keys of an earlier listing, in order, a zero byte after each; of a tree's if `tree`.
+    Keys { file: File, tree: bool },
 }
 
 /// A local input.
@@ -104,6 +106,21 @@ impl LocalSource {
         LocalSource::rooted(folder, Names::Spooled(file), options)
     }
 
+    /// Keys that an earlier listing of `folder` had: in byte order, each ended by a zero byte, which
+    /// no name can hold. A key that is not there any more is listed as missing; one of a `tree` is
+    /// held to the rules for links in a tree, any other to those for what somebody named.
+    ///
+    /// # Errors
+    /// When the folder does not exist or may not be read.
+    pub fn from_keys(
+        keys: File,
+        tree: bool,
+        folder: &Path,
+        options: SourceOptions,
+    ) -> Result<LocalSource, StoreError> {
+        LocalSource::rooted(folder, Names::Keys { file: keys, tree }, options)
+    }
+
     fn rooted(
         root: &Path,
         names: Names,
@@ -123,7 +140,7 @@ impl LocalSource {
     }
 
     fn is_tree(&self) -> bool {
-        matches!(self.names, Names::Tree)
+        matches!(self.names, Names::Tree | Names::Keys { tree: true, .. })
     }
 
     fn object(&self, key: Key, meta: &Metadata) -> Result<Object, StoreError> {
@@ -194,6 +211,18 @@ impl LocalSource {
             }
             Err(error) => Err(StoreError::new("look at", path, error)),
         }
+    }
+
+    /// What a key of an earlier listing is now.
+    fn again(&self, key: Key, select: &dyn Select) -> Result<Listed, StoreError> {
+        if self.is_tree()
+            && let Ok(meta) = fs::symlink_metadata(self.path(&key))
+            && !meta.is_dir()
+            && let Some(found) = self.classify(key.clone(), Entry::of(meta.file_type()), select)
+        {
+            return found;
+        }
+        self.named(key)
     }
 
     fn list_lines<'a>(
@@ -304,6 +333,15 @@ impl Source for LocalSource {
                 let lines = BufReader::new(FromStart { file, offset: 0 });
                 self.list_lines(lines, select, after).map_err(fault)
             }
+            Names::Keys { file, .. } => {
+                let keys = BufReader::new(FromStart { file, offset: 0 }).split(0);
+                let after = after.cloned();
+                Ok(Box::new(keys.filter_map(move |key| match key.map(Key::new) {
+                    Err(error) => Some(Err(fault(error))),
+                    Ok(key) if after.as_ref().is_some_and(|after| key <= *after) => None,
+                    Ok(key) => Some(self.again(key, select)),
+                })))
+            }
             Names::Tree => {
                 let mut walk = Walk::new(&self.root, after.cloned())?;
                 Ok(Box::new(std::iter::from_fn(move || {
@@ -364,7 +402,7 @@ impl Source for LocalSource {
 
     fn describe(&self) -> String {
         match &self.names {
-            Names::Tree => self.root.display().to_string(),
+            Names::Tree | Names::Keys { .. } => self.root.display().to_string(),
             Names::One(key) => self.path(key).display().to_string(),
             Names::List(path) => path.display().to_string(),
             Names::Spooled(_) => "-".to_owned(),
