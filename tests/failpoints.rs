@@ -225,3 +225,22 @@ fn a_fault_at_any_place_is_told_and_the_same_command_goes_on() {
     assert!(failures(&out)[0].contains("on fire"));
     assert!(concatenated(&out) == concatenated(&whole));
 }
+
+#[test]
+fn a_retry_that_was_killed_while_it_was_planned_goes_on() {
+    let root = tempfile::tempdir().unwrap();
+    let photos = root.path().join("photos");
+    fs::create_dir(&photos).unwrap();
+    for number in 0..70 {
+        fs::write(photos.join(format!("{number:02}\n.jpg")), b"no picture").unwrap();
+    }
+    let (out, again) = (root.path().join("out"), root.path().join("again"));
+    let flags = ["--max-images", "1", "--max-failures", "100%"];
+    Haul::run(&photos, &out).args(flags).exits(3);
+    let retry = || Haul::new("retry").arg(&out).arg("--output").arg(&again);
+    let died = dies(retry(), "after_segment=return(SIGKILL)");
+    assert_eq!(died.status.signal(), Some(9), "{died:?}");
+    // The rest of the plan comes after the keys of its first segment.
+    retry().exits(3);
+    assert!(parts(&again) == parts(&out));
+}

@@ -6,6 +6,7 @@ mod doctor;
 mod export;
 mod model;
 mod plan;
+mod retry;
 mod run;
 mod signals;
 mod status;
@@ -33,6 +34,7 @@ Examples:
   haul run jobs/quickstart.toml --conf 0.5        # a job file; flags go over it
   haul resume out/                                # what a kill or a crash has left
   haul status out/ && haul verify out/            # look, and prove
+  haul retry out/ --output again/ --truncated accept    # only the pictures that failed
   haul export out/ --to coco --dest boxes.json
 ";
 
@@ -40,6 +42,7 @@ Examples:
 enum Command {
     Run(run::Run),
     Resume(run::Resume),
+    Retry(retry::Retry),
     Plan(plan::Plan),
     Status(status::Status),
     Verify(verify::Verify),
@@ -60,6 +63,7 @@ impl Cli {
         match self.command {
             Command::Run(run) => run.execute(),
             Command::Resume(resume) => resume.execute(),
+            Command::Retry(retry) => retry.execute(),
             Command::Plan(plan) => plan.execute(),
             Command::Status(status) => status.execute(),
             Command::Verify(verify) => verify.execute(),

@@ -181,8 +181,10 @@ impl Resume {
             progress: self.progress,
             ..Settings::default()
         };
-        let spec = spec(flags.relative_to(Path::new(""))?.over(job.settings), &self.talk)?;
-        if spec.input == crate::job::Input::Stdin && manifest.plan()?.is_none() {
+        let mut spec = spec(flags.relative_to(Path::new(""))?.over(job.settings), &self.talk)?;
+        spec.retry = job.retry;
+        let listed_again = spec.input == crate::job::Input::Stdin && spec.retry.is_none();
+        if listed_again && manifest.plan()?.is_none() {
             return Err(JobError::Usage(
                 "the list came on standard input and was not planned to its end: run the first \
                  command again, with the list"
@@ -219,7 +221,7 @@ struct Ending {
     text: String,
 }
 
-fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
+pub(super) fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
     let mut terminal = talk.terminal().showing(spec.progress).with_json(talk.json());
     let folders = spec.notices.check_folders();
     let able = folders.is_ok();

@@ -108,6 +108,7 @@ pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
     let asked = [
         ("compress", spec.compress.fingerprint().map(|text| json!(text))),
         ("boxes", (spec.boxes == BoxUnit::Normalized).then(|| json!("normalized"))),
+        ("retry", spec.retry.as_ref().map(|retry| json!(retry.output))),
     ];
     let asked = asked.into_iter().filter_map(|(name, value)| Some((name, value?)));
     fields.into_iter().chain(asked).map(|(name, value)| (name.to_owned(), value)).collect()

@@ -14,6 +14,7 @@ use super::exit::JobError;
 use super::fingerprint::Fingerprint;
 use super::line::{BoxUnit, longest_line};
 use super::plan::{Batch, PlanSummary};
+use super::retry::Retry;
 use super::settings::Settings;
 use super::strikes::STRIKES;
 use super::tally::Tally;
@@ -48,6 +49,9 @@ pub struct Job {
     pub folder: String,
     /// What `--since` resolved to, with the plans' digests; reused on every later run.
     pub since: Vec<Ancestor>,
+    /// The output whose failed pictures it runs again, where it does that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
 }
 
 impl Job {

@@ -23,6 +23,7 @@ use super::memory::{mib, peak};
 use super::notices::MOST_NAMED;
 use super::plan::Batch;
 use super::report::{Report, Stages};
+use super::retry::Retry;
 use super::session::{Session, open_pictures};
 use super::spec::{MaxFailures, Spec};
 use super::strikes::Strikes;
@@ -199,7 +200,7 @@ impl<'a> Dispatcher<'a> {
             work: pool.queue(),
             events: event_sender.clone(),
             fetch_nanos: fetch_nanos.clone(),
-            witness: None,
+            witness: session.job.retry.as_ref().and_then(Retry::witness),
         };
         spawn("feeder", move || feeder.run(&feeder_orders))?;
         let stop_listing = Arc::new(AtomicBool::new(false));
@@ -611,7 +612,9 @@ impl<'a> Dispatcher<'a> {
             Some(MaxFailures::Share(most)) if most >= 1.0 => return None,
             _ => {}
         }
-        let none_ok = self.pictures_ok == 0 && self.totals.ok == 0;
+        // What failed before may well fail again, and says nothing about all the others.
+        let first_try = self.session.spec.retry.is_none();
+        let none_ok = first_try && self.pictures_ok == 0 && self.totals.ok == 0;
         (none_ok && self.pictures >= FAIL_FAST).then(|| {
             format!(
                 "stopping: the first {FAIL_FAST} pictures all failed, so something is wrong with all \

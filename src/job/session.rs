@@ -240,7 +240,7 @@ pub fn open_source(spec: &Spec, stdin: Stdin) -> Result<Arc<dyn Source>, JobErro
     Ok(Arc::new(source))
 }
 
-fn same_place(a: &Path, b: &Path) -> bool {
+pub(super) fn same_place(a: &Path, b: &Path) -> bool {
     let canonical = |path: &Path| path.canonicalize().ok();
     a == b || canonical(a).is_some_and(|a| canonical(b) == Some(a))
 }
@@ -328,13 +328,16 @@ pub fn open_on(
     loaded.notes.iter().for_each(|note| terminal.detail(note));
     let shares = shares(&spec, &loaded)?;
     let folder = before.map(|job| PathBuf::from(job.folder));
-    let stdin = match folder {
-        Some(folder) if mode == Mode::Resume && manifest.plan()?.is_some() => {
-            Stdin::Planned(folder)
-        }
+    let mut retry = spec.retry.clone();
+    let planned = manifest.plan()?.is_some();
+    let stdin = match folder.clone() {
+        Some(folder) if mode == Mode::Resume && planned => Stdin::Planned(folder),
         folder => Stdin::Read(folder),
     };
-    let source = open_source(&spec, stdin)?;
+    let source = match &mut retry {
+        Some(retry) => retry.open_source(&spec, folder.filter(|_| planned))?,
+        None => open_source(&spec, stdin)?,
+    };
     let names = Arc::new(Names::new(&spec)?);
     let lock = match lock(&spec) {
         Err(JobError::Lock(LockError::Held(holder))) => {
@@ -421,6 +424,7 @@ pub fn open_on(
             settings: Settings { max_runtime: None, ..spec.settings.clone() },
             folder: source.root(),
             since: ancestors,
+            retry,
         };
         let there = manifest.put_job(&new)?;
         failpoint::hit("after_job").map_err(JobError::Internal)?;

@@ -9,6 +9,7 @@ use super::exit::JobError;
 use super::line::BoxUnit;
 use super::notices::{Gate, Notices};
 use super::plan::Caps;
+use super::retry::Retry;
 use super::sample::Sample;
 use super::settings::Settings;
 use super::terminal::Progress;
@@ -126,6 +127,8 @@ pub struct Spec {
     pub progress: Progress,
     /// What is left for other programs when a run ends.
     pub notices: Notices,
+    /// The output whose failed pictures are run again; no setting, `haul retry` alone asks for it.
+    pub retry: Option<Retry>,
 }
 
 impl Spec {
@@ -289,6 +292,7 @@ impl Spec {
             gates,
             progress,
             notices,
+            retry: None,
             settings: s,
         })
     }

@@ -59,6 +59,8 @@ enum Names {
     Table(PathBuf),
     /// The lines of a spooled standard input.
     Spooled(File),
+    /// Keys and meta of an earlier listing, in order, a zero byte after each; of a tree's if `tree`.
+    Keys { file: File, tree: bool },
 }
 
 /// What a list says: a key, and what a table says besides.
@@ -135,6 +137,21 @@ impl LocalSource {
         LocalSource::rooted(folder, Names::Spooled(file), options)
     }
 
+    /// Keys that an earlier listing of `folder` had: in byte order, each ended by a zero byte, which
+    /// no name can hold, and followed by its meta (maybe none), which a zero byte ends too. A key that is not there any more is listed as missing; one of a `tree` is
+    /// held to the rules for links in a tree, any other to those for what somebody named.
+    ///
+    /// # Errors
+    /// When the folder does not exist or may not be read.
+    pub fn from_keys(
+        keys: File,
+        tree: bool,
+        folder: &Path,
+        options: SourceOptions,
+    ) -> Result<LocalSource, StoreError> {
+        LocalSource::rooted(folder, Names::Keys { file: keys, tree }, options)
+    }
+
     fn rooted(
         root: &Path,
         names: Names,
@@ -154,7 +171,7 @@ impl LocalSource {
     }
 
     fn is_tree(&self) -> bool {
-        matches!(self.names, Names::Tree)
+        matches!(self.names, Names::Tree | Names::Keys { tree: true, .. })
     }
 
     fn object(&self, key: Key, meta: &Metadata) -> Result<Object, StoreError> {
@@ -225,6 +242,18 @@ impl LocalSource {
             }
             Err(error) => Err(StoreError::new("look at", path, error)),
         }
+    }
+
+    /// What a key of an earlier listing is now.
+    fn again(&self, key: Key, select: &dyn Select) -> Result<Listed, StoreError> {
+        if self.is_tree()
+            && let Ok(meta) = fs::symlink_metadata(self.path(&key))
+            && !meta.is_dir()
+            && let Some(found) = self.classify(key.clone(), Entry::of(meta.file_type()), select)
+        {
+            return found;
+        }
+        self.named(key)
     }
 
     fn list_lines<'a>(
@@ -405,6 +434,28 @@ impl Source for LocalSource {
                 let lines = BufReader::new(FromStart { file, offset: 0 });
                 self.list_lines(lines, select, after).map_err(fault)
             }
+            Names::Keys { file, .. } => {
+                let mut texts = BufReader::new(FromStart { file, offset: 0 }).split(0);
+                let after = after.cloned();
+                let pairs = std::iter::from_fn(move || {
+                    let key = texts.next()?;
+                    let meta = texts.next().unwrap_or_else(|| Ok(Vec::new()));
+                    Some(key.and_then(|key| Ok((Key::new(key), meta?))))
+                });
+                Ok(Box::new(pairs.filter_map(move |pair| match pair {
+                    Err(error) => Some(Err(fault(error))),
+                    Ok((key, _)) if after.as_ref().is_some_and(|after| key <= *after) => None,
+                    Ok((key, meta)) => Some(self.again(key, select).map(|listed| {
+                        let meta = String::from_utf8(meta).ok().filter(|text| !text.is_empty());
+                        match listed {
+                            Listed::Object(object) => {
+                                Listed::Object(Object { meta: meta.map(Into::into), ..object })
+                            }
+                            skipped => skipped,
+                        }
+                    })),
+                })))
+            }
             Names::Tree => {
                 let mut walk = Walk::new(&self.root, after.cloned())?;
                 Ok(Box::new(std::iter::from_fn(move || {
@@ -465,7 +516,7 @@ impl Source for LocalSource {
 
     fn describe(&self) -> String {
         match &self.names {
-            Names::Tree => self.root.display().to_string(),
+            Names::Tree | Names::Keys { .. } => self.root.display().to_string(),
             Names::One(key) => self.path(key).display().to_string(),
             Names::List(path) | Names::Table(path) | Names::Manifest(path, _) => {
                 path.display().to_string()

@@ -24,7 +24,7 @@ pub(super) enum Entry {
 impl Entry {
     const ALL: [Entry; 4] = [Entry::File, Entry::Folder, Entry::Link, Entry::Special];
 
-    fn of(kind: fs::FileType) -> Entry {
+    pub(super) fn of(kind: fs::FileType) -> Entry {
         if kind.is_file() {
             Entry::File
         } else if kind.is_dir() {

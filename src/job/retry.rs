@@ -1,0 +1,214 @@
+//! `haul retry`: the pictures of a finished output whose lines are errors, once more.
+//!
+//! The new job is one like any other. Only its listing is special: the failed keys of the other
+//! output, read from plan and parts together, so that they are the same bytes and in order.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::exit::JobError;
+use super::line::Line;
+use super::manifest::{Manifest, part_name};
+use super::plan::{key_of, key_text};
+use super::session::{open_output, same_place};
+use super::settings::Settings;
+use super::spec::{Input, Spec};
+use super::survey::Survey;
+use super::tally::Tally;
+use crate::store::{Key, LocalSource, Source, SourceOptions, StoreError};
+
+/// Which output's failed pictures a job runs again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// Its folder.
+    pub output: String,
+    /// The id of the job in it.
+    pub job: String,
+    /// A picture of it that could be read. Where every picture of a job is one that failed, none of
+    /// them can vouch that it is not the disk that is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    witness: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    witness_b64: Option<String>,
+}
+
+/// What a request to retry comes to.
+#[derive(Debug)]
+pub enum Retrial {
+    /// A job, new or begun.
+    Job(Box<Spec>),
+    /// There is nothing to try again; says so.
+    Nothing(String),
+}
+
+/// Settles what it is to run the failed pictures of `of` again, with `flags` over its settings.
+///
+/// # Errors
+/// [`JobError::Usage`] when `of` is no finished output, or the flags choose other pictures.
+pub fn retry(of: &Path, flags: Settings) -> Result<Retrial, JobError> {
+    for (name, given) in [
+        ("input", flags.input.is_some()),
+        ("include", flags.include.is_some()),
+        ("exclude", flags.exclude.is_some()),
+        ("hidden", flags.hidden.is_some()),
+        ("key-column", flags.key_column.is_some()),
+        ("limit", flags.limit.is_some()),
+        ("sample", flags.sample.is_some()),
+        ("seed", flags.seed.is_some()),
+        ("since", flags.since.is_some()),
+        ("allow-empty", flags.allow_empty.is_some()),
+    ] {
+        if given {
+            return Err(JobError::Usage(format!(
+                "--{name} does not go with retry: the pictures are those of `{}` that failed",
+                of.display()
+            )));
+        }
+    }
+    let of: PathBuf = of.components().collect();
+    let name = of.to_str().map(str::to_owned).ok_or_else(|| {
+        JobError::Usage(format!("`{}` is not UTF-8; reach it by a link", of.display()))
+    })?;
+    let Some(output) = flags.output.clone() else {
+        return Err(JobError::Usage(format!(
+            "--output is missing: another folder, for the results (`{name}` stays as it is)"
+        )));
+    };
+    if same_place(&of, &output) {
+        return Err(JobError::Usage(format!(
+            "--output is `{name}` itself, which stays as it is (give another folder)"
+        )));
+    }
+    let begun = Manifest::new(open_output(&output)).job()?;
+    let (base, retry) = match begun.map(|job| (job.retry, job.settings)) {
+        // What it needs of the other output it has in its plan, or reads later.
+        Some((Some(retry), settings)) if retry.output == name => (settings, retry),
+        _ => {
+            let manifest = Manifest::new(open_output(&of));
+            let job = manifest
+                .job()?
+                .ok_or_else(|| JobError::Usage(format!("`{name}` holds no job of haul")))?;
+            let success = manifest.success()?.ok_or_else(|| unfinished(&name))?;
+            if success.failed == 0 {
+                let text = format!("none of the {} pictures in `{name}` failed", success.planned);
+                return Ok(Retrial::Nothing(text));
+            }
+            // What chose among all the pictures there were has done so, conditions on them mean
+            // something else where all have failed before, and reports are the other job's.
+            let base = Settings {
+                since: None,
+                limit: None,
+                sample: None,
+                seed: None,
+                max_failures: None,
+                gate: None,
+                junit: None,
+                prometheus: None,
+                ..job.settings
+            };
+            let (witness, witness_b64) = (None, None);
+            (base, Retry { output: name, job: job.id, witness, witness_b64 })
+        }
+    };
+    let mut spec = Spec::new(flags.over(base))?;
+    spec.retry = Some(retry);
+    Ok(Retrial::Job(Box::new(spec)))
+}
+
+fn unfinished(name: &str) -> JobError {
+    JobError::Usage(format!("`{name}` is not finished (haul resume {name} first)"))
+}
+
+impl Retry {
+    /// A picture that could be read when the other output was made.
+    pub(super) fn witness(&self) -> Option<Key> {
+        key_of(self.witness.clone()?, self.witness_b64.clone()).ok()
+    }
+
+    /// The input of the job: the failed pictures, or none where all of them are in the plan, whose
+    /// keys are relative to the folder `planned`.
+    ///
+    /// # Errors
+    /// When the other output is not what it was, or its input is gone.
+    pub(super) fn open_source(
+        &mut self,
+        spec: &Spec,
+        planned: Option<PathBuf>,
+    ) -> Result<Arc<dyn Source>, JobError> {
+        let spool = |error| StoreError::new("write the failed keys to", "a temporary file", error);
+        let mut keys = BufWriter::new(tempfile::tempfile().map_err(spool)?);
+        let folder = match planned {
+            Some(folder) => folder,
+            None => self.failed_keys(&mut keys)?,
+        };
+        let file: File =
+            keys.into_inner().map_err(|error| JobError::from(spool(error.into_error())))?;
+        if let Err(error) = std::fs::metadata(&folder) {
+            return Err(JobError::Usage(format!(
+                "the input `{}` of the pictures: {error}",
+                folder.display()
+            )));
+        }
+        // A list and a single picture lie in their folder; a tree is it.
+        let tree = matches!(&spec.input, Input::Path(path) if same_place(path, &folder));
+        let options = SourceOptions {
+            follow_symlinks: spec.follow_symlinks,
+            identity: spec.identity,
+            ..SourceOptions::default()
+        };
+        Ok(Arc::new(LocalSource::from_keys(file, tree, &folder, options)?))
+    }
+
+    /// Writes key and meta of failed pictures, a zero byte after each; gives the folder that they are
+    /// relative to. One segment and one part are in memory at a time.
+    fn failed_keys(&mut self, keys: &mut BufWriter<File>) -> Result<PathBuf, JobError> {
+        let name = self.output.clone();
+        let survey = Survey::open(Path::new(&name))?;
+        if survey.job.id != self.job {
+            return Err(JobError::Usage(format!(
+                "`{name}` holds another job than the one whose failed pictures were to be tried \
+                 again (use another --output)"
+            )));
+        }
+        let compress = survey.job.compress()?;
+        let (_, complete) = survey.visit(|batch, _, record| {
+            let record = record.ok_or_else(|| unfinished(&name))?;
+            if record.failed == 0 && self.witness.is_some() {
+                return Ok(());
+            }
+            let damaged = |what: String| {
+                let part = part_name(batch.id, compress);
+                JobError::Damaged(format!("`{name}/{part}`: {what}"))
+            };
+            let part = survey.manifest.part(&survey.job, batch.id)?;
+            let part = part.ok_or_else(|| damaged("it is missing".to_owned()))?;
+            let part = survey.job.lines(batch, &part).map_err(damaged)?;
+            let tally = Tally::of_part(&part, batch).map_err(damaged)?;
+            if tally.failed != record.failed {
+                return Err(damaged("it does not add up to what its record says".to_owned()));
+            }
+            for (line, object) in part.split(|&byte| byte == b'\n').zip(&batch.objects) {
+                if Line::parse(line).map_err(damaged)?.error.is_some() {
+                    let write = |bytes: &[u8]| keys.write_all(bytes);
+                    let meta = object.meta.as_deref().unwrap_or_default();
+                    let texts = [object.key.as_bytes(), b"\0", meta.as_bytes(), b"\0"];
+                    texts.into_iter().try_for_each(write).map_err(|error| {
+                        StoreError::new("write the failed keys to", "a temporary file", error)
+                    })?;
+                } else if self.witness.is_none() {
+                    let (text, base64) = key_text(&object.key);
+                    (self.witness, self.witness_b64) = (Some(text), base64);
+                }
+            }
+            Ok(())
+        })?;
+        if !complete {
+            return Err(unfinished(&name));
+        }
+        Ok(PathBuf::from(survey.job.folder))
+    }
+}
