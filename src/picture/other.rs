@@ -32,6 +32,7 @@ pub(super) fn header(
         check_pixels(width, height, limits)?;
     }
     let overhead = overhead(bytes, promised.map_or(0, |(width, _)| width));
+    let lists = if format == Format::Tiff { container::tiff_lists(bytes)? } else { 0 };
     let ended = Cell::new(false);
     let mut decoder = open(format, bytes, overhead, &ended)
         .map_err(|e| fault(&e, format, bytes, overhead, ended.get()))?;
@@ -47,7 +48,7 @@ pub(super) fn header(
     }
     let orientation = orientation(format, decoder.as_mut(), bytes)?;
     let decode_bytes = decode_bytes(format, width, height, decoder.color_type(), orientation);
-    let decode_bytes = decode_bytes.saturating_add(overhead);
+    let decode_bytes = decode_bytes.saturating_add(overhead).saturating_add(lists);
     Ok(Header { format, width, height, orientation, decode_bytes })
 }
 
@@ -77,7 +78,12 @@ pub(super) fn pixels(bytes: &[u8], header: &Header, rgb: &mut Vec<u8>) -> Result
     let overhead = overhead(bytes, header.width);
     let mut decoder = open(header.format, bytes, overhead, &ended).map_err(fault)?;
     let mut limits = image::Limits::no_limits();
-    limits.max_alloc = Some(header.decode_bytes);
+    // A GIF's frame may be larger than its canvas, and takes a fifth byte for each pixel (its
+    // indices) that the crate does not count; the canvas is ours, and is there already.
+    limits.max_alloc = Some(match header.format {
+        Format::Gif => header.decode_bytes.saturating_sub(decoder.total_bytes()) / 5 * 4,
+        _ => header.decode_bytes,
+    });
     decoder.set_limits(limits).map_err(fault)?;
     let colour = decoder.color_type();
     // Gray becomes three bytes of one where it stands.
@@ -126,10 +132,7 @@ fn orientation(
 ) -> Result<u8, PictureError> {
     Ok(match format {
         Format::Png => container::png_exif(bytes)?.and_then(orient::from_exif).unwrap_or(1),
-        Format::WebP => {
-            let exif = decoder.exif_metadata().ok().flatten();
-            exif.and_then(|block| orient::from_exif(&block)).unwrap_or(1)
-        }
+        Format::WebP => container::webp_exif(bytes).and_then(orient::from_exif).unwrap_or(1),
         Format::Tiff => decoder.orientation().map_or(1, |o| o.to_exif()),
         Format::Bmp | Format::Gif | Format::Jpeg => 1,
     })
