@@ -13,7 +13,7 @@
 #                 depends on), into a virtual environment in the target folder
 #
 # HAUL_PARITY_DATA      a folder with real weights, pictures and goldens; without it some tests skip
-# HAUL_ACCEPT_COUNT     how often scripts/accept.sh kills a job (5)
+# HAUL_ACCEPT_COUNT     how many kills scripts/accept.sh tries (25)
 # CARGO_TARGET_DIR      as cargo knows it
 #
 # The last line is "N passed, N failed, N skipped": tests, and one for each other stage. A stage that
@@ -43,7 +43,7 @@ haul=$target/release/haul
 venv=$target/test-venv
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-accept_count=${HAUL_ACCEPT_COUNT:-5}
+accept_count=${HAUL_ACCEPT_COUNT:-25}
 export HAUL_PYTHON=$venv/bin/python # for tests that ask pycocotools
 
 passed=0 failed=0 skipped=0
@@ -279,7 +279,7 @@ memcheck() {
 accept() {
     [ -x "$haul" ] || skip "there is no release build"
     [ -x scripts/accept.sh ] || skip "there is no scripts/accept.sh"
-    timeout --kill-after=30 $((10 + accept_count))m scripts/accept.sh "$accept_count"
+    timeout --kill-after=30 $((10 + accept_count / 5))m scripts/accept.sh "$accept_count"
 }
 
 # `cargo test`, counted from what it prints. A test that has nothing to work on here prints a line
