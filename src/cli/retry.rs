@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::run::{Talk, work};
-use crate::job::{Exit, JobError, Mode, Retrial, Settings, retry};
+use crate::job::{CHOOSING, Exit, JobError, Mode, Retrial, Settings, retry};
 
 /// Run again only the pictures of an output that failed
 ///
@@ -15,16 +15,10 @@ use crate::job::{Exit, JobError, Mode, Retrial, Settings, retry};
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
-    mut_arg("input", |arg| arg.hide(true)),
-    mut_arg("include", |arg| arg.hide(true)),
-    mut_arg("exclude", |arg| arg.hide(true)),
-    mut_arg("hidden", |arg| arg.hide(true)),
-    mut_arg("key_column", |arg| arg.hide(true)),
-    mut_arg("limit", |arg| arg.hide(true)),
-    mut_arg("sample", |arg| arg.hide(true)),
-    mut_arg("seed", |arg| arg.hide(true)),
-    mut_arg("since", |arg| arg.hide(true)),
-    mut_arg("allow_empty", |arg| arg.hide(true)),
+    mut_args(|arg| {
+        let chooses = CHOOSING.contains(&arg.get_id().as_str());
+        if chooses { arg.hide(true) } else { arg }
+    }),
     after_help = "\
 Defaults named above are those of `haul run`; here they are what OUT was made with.
 

@@ -52,7 +52,7 @@ pub use pack::{CheckedPack, MadePack, check_packs, pack_model};
 pub use plan::{Batch, Caps, Cutter, PLAN_SCHEMA, PlanSummary, Segment, segment_name};
 pub use planner::{Drift, Planner, Terms, drift};
 pub use report::{Report, Stages};
-pub use retry::{Retrial, Retry, retry};
+pub use retry::{CHOOSING, Retrial, Retry, retry};
 pub use runner::{Outcome, run};
 pub use sample::Sample;
 pub use select::{Names, is_picture_name};

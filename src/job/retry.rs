@@ -21,6 +21,20 @@ use super::survey::Survey;
 use super::tally::Tally;
 use crate::store::{Key, LocalSource, Source, SourceOptions, StoreError};
 
+/// Settings that choose pictures. They were chosen when the other output was planned.
+pub const CHOOSING: [&str; 10] = [
+    "input",
+    "key_column",
+    "include",
+    "exclude",
+    "hidden",
+    "limit",
+    "sample",
+    "seed",
+    "since",
+    "allow_empty",
+];
+
 /// Which output's failed pictures a job runs again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retry {
@@ -50,24 +64,13 @@ pub enum Retrial {
 /// # Errors
 /// [`JobError::Usage`] when `of` is no finished output, or the flags choose other pictures.
 pub fn retry(of: &Path, flags: Settings) -> Result<Retrial, JobError> {
-    for (name, given) in [
-        ("input", flags.input.is_some()),
-        ("include", flags.include.is_some()),
-        ("exclude", flags.exclude.is_some()),
-        ("hidden", flags.hidden.is_some()),
-        ("key-column", flags.key_column.is_some()),
-        ("limit", flags.limit.is_some()),
-        ("sample", flags.sample.is_some()),
-        ("seed", flags.seed.is_some()),
-        ("since", flags.since.is_some()),
-        ("allow-empty", flags.allow_empty.is_some()),
-    ] {
-        if given {
-            return Err(JobError::Usage(format!(
-                "--{name} does not go with retry: the pictures are those of `{}` that failed",
-                of.display()
-            )));
-        }
+    let given = serde_json::to_value(&flags).expect("settings are JSON. This is a bug.");
+    if let Some(key) = CHOOSING.iter().find(|key| given.get(key).is_some()) {
+        return Err(JobError::Usage(format!(
+            "--{} does not go with retry: the pictures are those of `{}` that failed",
+            key.replace('_', "-"),
+            of.display()
+        )));
     }
     let of: PathBuf = of.components().collect();
     let name = of.to_str().map(str::to_owned).ok_or_else(|| {
@@ -210,5 +213,27 @@ impl Retry {
             return Err(unfinished(&name));
         }
         Ok(PathBuf::from(survey.job.folder))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Args as _;
+
+    #[test]
+    fn every_flag_that_chooses_pictures_is_refused_or_known_to_make_sense() {
+        let command = Settings::augment_args(clap::Command::new("settings"));
+        let which = command.get_arguments().filter(|arg| {
+            arg.get_help_heading() == Some("Which pictures") || arg.get_id() == "input"
+        });
+        let mut names: Vec<&str> = which.map(|arg| arg.get_id().as_str()).collect();
+        // A link that leaves the input is an error that one of these mends; the other says how
+        // changes are told from now on.
+        names.retain(|name| !["follow_symlinks", "identity"].contains(name));
+        names.sort_unstable();
+        let mut refused = CHOOSING;
+        refused.sort_unstable();
+        assert_eq!(names, refused, "a new flag: does `haul retry` take it?");
     }
 }
