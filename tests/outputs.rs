@@ -221,3 +221,91 @@ fn damaged_and_foreign_compressed_parts_are_named() {
         verify(0);
     }
 }
+
+/// Every number of a text, and what stands between them.
+fn numbers(text: &str) -> (Vec<f64>, String) {
+    let (mut found, mut rest) = (Vec::new(), String::new());
+    let ours = |c: char| c.is_ascii_digit() || c == '.' || c == '-';
+    for piece in text.split_inclusive(|c| !ours(c)) {
+        let number = piece.trim_end_matches(|c| !ours(c));
+        match number.parse::<f64>() {
+            Ok(value) => {
+                found.push(value);
+                rest.push('#');
+                rest.push_str(&piece[number.len()..]);
+            }
+            Err(_) => rest.push_str(piece),
+        }
+    }
+    (found, rest)
+}
+
+#[test]
+fn exports_are_the_same_whatever_the_unit_of_the_boxes() {
+    let (photos, dir) = (mixed(), tempfile::tempdir().unwrap());
+    let run = |unit: &str| {
+        let out = dir.path().join(unit);
+        let options = ["--imgsz", "320", "--precision", "f32", "--boxes", unit];
+        Haul::run(photos.path(), &out).args(options).exits(3);
+        Haul::new("verify").arg(&out).exits(3);
+        out
+    };
+    let (pixels, normalized) = (run("pixels"), run("normalized"));
+    assert!(job(&pixels)["fingerprint"].get("boxes").is_none());
+    assert_eq!(job(&normalized)["fingerprint"]["boxes"], "normalized");
+    let (ours, theirs) = (by_image(&pixels), by_image(&normalized));
+    let mut boxes = 0;
+    for (name, line) in &ours {
+        let other = &theirs[name];
+        let Some(found) = &line.detections else {
+            assert_eq!(line, other);
+            continue;
+        };
+        let (width, height) = (line.width.unwrap(), line.height.unwrap());
+        let sides = [width, height, width, height].map(f64::from);
+        for (one, two) in found.iter().zip(other.detections.as_ref().unwrap()) {
+            boxes += 1;
+            assert_eq!((one.class, one.score), (two.class, two.score));
+            for ((share, pixels), side) in two.bbox.iter().zip(one.bbox).zip(sides) {
+                assert!((0.0..=1.0).contains(share), "{two:?}");
+                let within = 0.6e-6 + 0.000_6 / side;
+                assert!((share - pixels / side).abs() < within, "{one:?} {two:?}");
+            }
+        }
+    }
+    assert!(boxes > 5, "{boxes}");
+
+    // Half a millionth of 640 pixels, or half a thousandth of one in 120, and both twice.
+    for (form, within) in [("csv", 0.0015), ("megadetector", 1e-5)] {
+        let (one, two) = (numbers(&exported(&pixels, form)), numbers(&exported(&normalized, form)));
+        assert_eq!(one.1, two.1, "{form}");
+        assert!(one.0.len() == two.0.len() && one.0.len() > 5 * boxes, "{form}");
+        for (one, two) in one.0.iter().zip(&two.0) {
+            assert!((one - two).abs() <= within, "{form}: {one} {two}");
+        }
+    }
+    let coco = |out: &Path| -> Value { serde_json::from_str(&exported(out, "coco")).unwrap() };
+    let (one, two) = (coco(&pixels), coco(&normalized));
+    assert_eq!((&one["images"], &one["categories"]), (&two["images"], &two["categories"]));
+    let annotations = |coco: &Value| coco["annotations"].as_array().unwrap().clone();
+    assert_eq!(annotations(&one).len(), annotations(&two).len());
+    for (one, two) in annotations(&one).iter().zip(annotations(&two)) {
+        assert_eq!((&one["image_id"], &one["score"]), (&two["image_id"], &two["score"]));
+        for index in 0..4 {
+            let side = |annotation: &Value| annotation["bbox"][index].as_f64().unwrap();
+            assert!((side(one) - side(&two)).abs() < 0.003, "{one} {two}");
+        }
+    }
+    let yolo = |out: &Path, name: &str| {
+        let to = dir.path().join(name);
+        Haul::new("export").arg(out).args(["--to", "yolo", "--dest"]).arg(&to).exits(0);
+        numbers(&fs::read_to_string(to.join("balloons.txt")).unwrap())
+    };
+    let (one, two) = (yolo(&pixels, "labels-a"), yolo(&normalized, "labels-b"));
+    assert_eq!((one.1, one.0.len()), (two.1, two.0.len()));
+    assert!(one.0.iter().zip(&two.0).all(|(one, two)| (one - two).abs() <= 1e-5));
+    Haul::run(photos.path(), &pixels)
+        .args(["--imgsz", "320", "--precision", "f32", "--boxes", "normalized"])
+        .exits(2)
+        .says("boxes was null, is \"normalized\"");
+}

@@ -10,7 +10,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::events::{Answer, Event};
-use super::line::{write_detections, write_error};
+use super::line::{BoxUnit, write_detections, write_error};
 use super::plan::Batch;
 use super::tally::Tally;
 use crate::pool::{Budget, Failure, Outcome, Params, Spent, Work};
@@ -29,6 +29,7 @@ pub(super) struct Feeder {
     pub(super) budget: Arc<Budget>,
     pub(super) params: Arc<Params>,
     pub(super) labels: Arc<[String]>,
+    pub(super) boxes: BoxUnit,
     pub(super) max_file: u64,
     pub(super) work: Sender<Work>,
     pub(super) events: Sender<Event>,
@@ -169,7 +170,7 @@ impl Feeder {
 
     /// What becomes of a picture once a worker is through with it; runs on the worker's thread.
     fn reply(&self, order: &Order, index: usize) -> Box<dyn FnOnce(Outcome) + Send> {
-        let (events, labels) = (self.events.clone(), self.labels.clone());
+        let (events, labels, unit) = (self.events.clone(), self.labels.clone(), self.boxes);
         let batch = order.batch.clone();
         let mut answer = blank(order, index);
         Box::new(move |outcome: Outcome| {
@@ -181,7 +182,7 @@ impl Feeder {
                     let size = (analysis.width, analysis.height);
                     let found = analysis.found.iter().copied();
                     let line = &mut answer.line;
-                    write_detections(line, key, size, analysis.truncated, found, &labels);
+                    write_detections(line, key, size, analysis.truncated, found, &labels, unit);
                     answer.tally.ok = 1;
                     for found in &analysis.found {
                         let label = labels.get(found.class as usize).cloned().unwrap_or_default();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::exit::JobError;
-use super::line::LINE_SCHEMA;
+use super::line::{BoxUnit, LINE_SCHEMA};
 use super::manifest::Job;
 use super::spec::{Input, Spec};
 use crate::engine::NUMERICS_VERSION;
@@ -89,7 +89,10 @@ pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
         ("max_picture_memory", json!(spec.limits.max_memory)),
     ];
     // Only where they are asked for, so that the fingerprints of all other jobs stay as they were.
-    let asked = [("compress", spec.compress.fingerprint().map(|text| json!(text)))];
+    let asked = [
+        ("compress", spec.compress.fingerprint().map(|text| json!(text))),
+        ("boxes", (spec.boxes == BoxUnit::Normalized).then(|| json!("normalized"))),
+    ];
     let asked = asked.into_iter().filter_map(|(name, value)| Some((name, value?)));
     fields.into_iter().chain(asked).map(|(name, value)| (name.to_owned(), value)).collect()
 }

@@ -1,10 +1,11 @@
 //! One picture, one JSON line: the only place that knows how it is written.
 //!
 //! The bytes are a promise (`docs/line.schema.json`): fields in this order, scores with at most 6
-//! decimals, boxes with at most 3, trailing zeros trimmed, no exponent, no minus zero. Every front
+//! decimals, boxes with at most 3 (6 where they are normalised), trailing zeros trimmed, no exponent, no minus zero. Every front
 //! end prints lines through here.
 
 use std::io::Write;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +55,28 @@ impl Default for LineSchema {
     }
 }
 
+/// What the sides of a job's boxes are counted in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BoxUnit {
+    /// Pixels of the upright picture.
+    #[default]
+    Pixels,
+    /// Its width and height: 0 to 1.
+    Normalized,
+}
+
+impl FromStr for BoxUnit {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<BoxUnit, ()> {
+        match name {
+            "pixels" => Ok(BoxUnit::Pixels),
+            "normalized" => Ok(BoxUnit::Normalized),
+            _ => Err(()),
+        }
+    }
+}
+
 /// One detected object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -64,7 +87,7 @@ pub struct Detection {
     pub label: String,
     /// Confidence, 0 to 1.
     pub score: f64,
-    /// x1, y1, x2, y2 in pixels of the upright picture.
+    /// x1, y1, x2, y2 in the job's [`BoxUnit`].
     #[serde(rename = "box")]
     pub bbox: [f64; 4],
 }
@@ -133,6 +156,7 @@ pub fn write_detections(
     truncated: bool,
     found: impl IntoIterator<Item = Found>,
     labels: &[String],
+    unit: BoxUnit,
 ) {
     begin(line, key);
     put(line, format_args!(",\"width\":{width},\"height\":{height}"));
@@ -153,7 +177,14 @@ pub fn write_detections(
             if index > 0 {
                 line.push(b',');
             }
-            decimal(line, f64::from(side), 3);
+            let side = f64::from(side);
+            match unit {
+                BoxUnit::Pixels => decimal(line, side, 3),
+                BoxUnit::Normalized => {
+                    let whole = f64::from(if index % 2 == 0 { width } else { height });
+                    decimal(line, (side / whole).clamp(0.0, 1.0), 6);
+                }
+            }
         }
         line.extend(b"]}");
     }
@@ -247,7 +278,8 @@ mod tests {
         let mut line = Vec::new();
         let found = Found { class: 0, score: 0.931_921, bbox: [6.009, 166.607, 154.483, 262.237] };
         let labels = ["person".to_owned()];
-        write_detections(&mut line, &Key::from("a/b.jpg"), (640, 427), false, [found], &labels);
+        let (key, unit) = (Key::from("a/b.jpg"), BoxUnit::Pixels);
+        write_detections(&mut line, &key, (640, 427), false, [found], &labels, unit);
         write_error(&mut line, &Key::new(*b"\xff\n.jpg"), "truncated", "decode", "It ends early.");
         let expected = concat!(
             r#"{"image":"a/b.jpg","width":640,"height":427,"detections":[{"class":0,"label":"person","#,
@@ -268,6 +300,25 @@ mod tests {
             Line::parse(line.split(|&b| b == b'\n').nth(1).unwrap()).unwrap().key().unwrap(),
             Key::new(*b"\xff\n.jpg")
         );
+    }
+
+    #[test]
+    fn normalised_boxes_are_shares_of_the_picture_and_stay_in_it() {
+        let written = |bbox| {
+            let (mut line, key) = (Vec::new(), Key::from("a"));
+            let found = Found { class: 0, score: 0.5, bbox };
+            let unit = BoxUnit::Normalized;
+            write_detections(&mut line, &key, (640, 427), false, [found], &[], unit);
+            let value = serde_json::from_slice(&line).unwrap();
+            LineSchema::new().check(&value).unwrap();
+            value["detections"][0]["box"].to_string()
+        };
+        assert_eq!(
+            written([6.009, 166.607, 154.483, 262.237]),
+            "[0.009389,0.39018,0.24138,0.614138]"
+        );
+        assert_eq!(written([0.0, 0.0, 640.0, 427.0]), "[0,0,1,1]");
+        assert_eq!(written([-1.0, -0.0, 641.0, 428.0]), "[0,0,1,1]");
     }
 
     #[test]
@@ -297,7 +348,8 @@ mod tests {
         let found = (0..300).map(|_| Found { class: 0, score: 0.123_456, bbox });
         let mut line = Vec::new();
         let key = Key::new(vec![1; 4096]);
-        write_detections(&mut line, &key, (100_000, 100_000), true, found, &labels);
+        let unit = BoxUnit::Pixels;
+        write_detections(&mut line, &key, (100_000, 100_000), true, found, &labels, unit);
         assert!(line.len() as u64 <= longest_line(300, 20), "{}", line.len());
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::compress::Compress;
 use super::exit::JobError;
 use super::fingerprint::Fingerprint;
-use super::line::longest_line;
+use super::line::{BoxUnit, longest_line};
 use super::plan::{Batch, PlanSummary};
 use super::settings::Settings;
 use super::tally::Tally;
@@ -59,6 +59,20 @@ impl Job {
             JobError::Damaged(format!(
                 "{JOB}: `compress` is `{name}`, which this haul does not know (was it edited, or \
                  made by a newer one?)"
+            ))
+        })
+    }
+
+    /// What the sides of its boxes are counted in.
+    ///
+    /// # Errors
+    /// When it names a unit that this haul does not know.
+    pub fn boxes(&self) -> Result<BoxUnit, JobError> {
+        let name = self.settings.boxes.as_deref().unwrap_or("pixels");
+        name.parse().map_err(|()| {
+            JobError::Damaged(format!(
+                "{JOB}: `boxes` is `{name}`, which this haul does not know (was it edited, or made \
+                 by a newer one?)"
             ))
         })
     }

@@ -37,8 +37,8 @@ pub use estimate::{Estimate, dry_run};
 pub use exit::{EXIT_HELP, Exit, JobError};
 pub use fingerprint::{Fingerprint, ModelFacts};
 pub use line::{
-    Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, write_detections,
-    write_error,
+    BoxUnit, Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema,
+    write_detections, write_error,
 };
 pub use manifest::{Ancestor, Failure, Job, MANIFEST_SCHEMA, Manifest, Record, Success, part_name};
 pub use memory::{mib, peak};

@@ -172,6 +172,7 @@ impl<'a> Dispatcher<'a> {
             budget: budget.clone(),
             params: Arc::new(pool_params(spec, facts)),
             labels: facts.labels.clone().into(),
+            boxes: spec.boxes,
             max_file: spec.max_file,
             work: pool.queue(),
             events: event_sender.clone(),

@@ -69,6 +69,9 @@ settings! {
     /// Pad every picture to a square instead of to the smallest multiple of 32
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Detections")]
     square: bool,
+    /// Sides of boxes in pixels, or normalized: 0 to 1 of the upright picture [default: pixels]
+    #[arg(long, value_name = "UNIT", help_heading = "Detections")]
+    boxes: String,
 
     /// Take only names that match (repeatable); also takes names without a suffix
     #[arg(long, value_name = "GLOB", help_heading = "Which pictures")]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::compress::Compress;
 use super::exit::JobError;
+use super::line::BoxUnit;
 use super::plan::Caps;
 use super::settings::Settings;
 use crate::engine::Precision;
@@ -68,6 +69,8 @@ pub struct Spec {
     pub agnostic: bool,
     /// Letterbox to a square.
     pub square: bool,
+    /// What sides of boxes are counted in.
+    pub boxes: BoxUnit,
     /// `--include`.
     pub include: Vec<String>,
     /// `--exclude`.
@@ -172,6 +175,12 @@ impl Spec {
             Some("accept") => Truncated::Accept,
             Some(other) => return Err(choice("truncated", other, "reject or accept")),
         };
+        let boxes = match s.boxes.as_deref() {
+            None => BoxUnit::Pixels,
+            Some(name) => {
+                name.parse().map_err(|()| choice("boxes", name, "pixels or normalized"))?
+            }
+        };
         let compress = match s.compress.as_deref() {
             None => Compress::None,
             Some(name) => {
@@ -203,6 +212,7 @@ impl Spec {
             classes: s.classes.clone().filter(|classes| !classes.is_empty()),
             agnostic: s.agnostic == Some(true),
             square: s.square == Some(true),
+            boxes,
             include: s.include.clone().unwrap_or_default(),
             exclude: s.exclude.clone().unwrap_or_default(),
             hidden: s.hidden == Some(true),
@@ -240,6 +250,7 @@ fn defaults() -> Settings {
         precision: Some("auto".into()),
         agnostic: Some(false),
         square: Some(false),
+        boxes: Some("pixels".into()),
         hidden: Some(false),
         follow_symlinks: Some(false),
         identity: Some("mtime".into()),
@@ -364,6 +375,7 @@ mod tests {
             (Settings { identity: text("md5"), ..minimal() }, "--identity is `md5`"),
             (Settings { precision: text("f16"), ..minimal() }, "--precision is `f16`"),
             (Settings { truncated: text("maybe"), ..minimal() }, "--truncated is `maybe`"),
+            (Settings { boxes: text("cm"), ..minimal() }, "--boxes is `cm`"),
             (Settings { compress: text("xz"), ..minimal() }, "--compress is `xz`"),
             (Settings { if_locked: text("cry"), ..minimal() }, "--if-locked is `cry`"),
             (Settings { max_failures: text("101%"), ..minimal() }, "--max-failures is `101%`"),

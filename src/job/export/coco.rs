@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::super::exit::JobError;
 use super::super::survey::Survey;
-use super::{Exported, io_error, lines};
+use super::{Exported, io_error, lines, thousandths};
 
 pub(super) fn export(survey: &Survey, out: &mut impl Write) -> Result<Exported, JobError> {
     let mut exported = Exported::default();
@@ -37,13 +37,12 @@ pub(super) fn export(survey: &Survey, out: &mut impl Write) -> Result<Exported, 
         image += 1;
         for found in detections {
             exported.detections += 1;
-            let [x1, y1, x2, y2] = found.bbox;
+            let [x1, y1, x2, y2] = found.bbox.map(thousandths);
             // The line's three decimals, not the noise of subtracting them.
-            let round = |value: f64| (value * 1000.0).round() / 1000.0;
-            let (width, height) = (round(x2 - x1), round(y2 - y1));
+            let (width, height) = (thousandths(x2 - x1), thousandths(y2 - y1));
             let annotation = json!({
                 "id": exported.detections, "image_id": image, "category_id": found.class,
-                "bbox": [x1, y1, width, height], "area": round(width * height),
+                "bbox": [x1, y1, width, height], "area": thousandths(width * height),
                 "iscrowd": 0, "score": found.score,
             });
             item(out, exported.detections, &annotation)?;

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use super::super::exit::JobError;
 use super::super::survey::Survey;
-use super::{Exported, io_error, lines};
+use super::{Exported, io_error, lines, thousandths};
 
 const HEAD: [&str; 12] = [
     "image",
@@ -60,7 +60,7 @@ pub(super) fn export(survey: &Survey, out: &mut impl Write) -> Result<Exported, 
         }
         for found in detections {
             exported.detections += 1;
-            let [x1, y1, x2, y2] = found.bbox.map(|side| side.to_string());
+            let [x1, y1, x2, y2] = found.bbox.map(|side| thousandths(side).to_string());
             let class = found.class.to_string();
             row([class, found.label, found.score.to_string(), x1, y1, x2, y2], "")?;
         }

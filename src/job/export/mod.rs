@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::exit::JobError;
-use super::line::Line;
+use super::line::{BoxUnit, Line};
 use super::manifest::part_name;
 use super::survey::Survey;
 use crate::store::StoreError;
@@ -82,12 +82,12 @@ fn write(survey: &Survey, form: Form, out: &mut impl Write) -> Result<Exported, 
     }
 }
 
-/// Visits every committed line in plan order.
+/// Visits every committed line in plan order, with boxes in pixels whatever the job's unit.
 fn lines(
     survey: &Survey,
     mut visitor: impl FnMut(Line) -> Result<(), JobError>,
 ) -> Result<(), JobError> {
-    let compress = survey.job.compress()?;
+    let (compress, unit) = (survey.job.compress()?, survey.job.boxes()?);
     survey.visit(|batch, _, record| {
         if record.is_none() {
             return Ok(());
@@ -98,11 +98,29 @@ fn lines(
         let part = part.ok_or_else(|| damaged("it is missing".into()))?;
         let part = survey.job.lines(batch, &part).map_err(damaged)?;
         for line in part.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
-            visitor(Line::parse(line).map_err(damaged)?)?;
+            let mut line = Line::parse(line).map_err(damaged)?;
+            if unit == BoxUnit::Normalized {
+                to_pixels(&mut line);
+            }
+            visitor(line)?;
         }
         Ok(())
     })?;
     Ok(())
+}
+
+/// Not rounded: forms that are normalised themselves get back the numbers of the line.
+fn to_pixels(line: &mut Line) {
+    let sides = [line.width, line.height, line.width, line.height];
+    let sides = sides.map(|side| f64::from(side.unwrap_or(1)));
+    for found in line.detections.iter_mut().flatten() {
+        found.bbox.iter_mut().zip(sides).for_each(|(value, side)| *value *= side);
+    }
+}
+
+/// The three decimals that pixels have in a line; no change to those that were read from one.
+fn thousandths(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
 }
 
 /// A fault while writing the export.
