@@ -75,7 +75,8 @@ pub struct Header {
     pub orientation: u8,
     /// Upper bound in bytes of what [`decode()`] has allocated at any one time, without the file
     /// itself: the RGB output, the copy made to turn it upright, progressive coefficients, 16-bit
-    /// samples and the decoder's own buffers.
+    /// samples and the decoder's own buffers. (A damaged lossy WebP can have 16 MiB more asked for,
+    /// the largest size of a partition; nothing is written to what the file does not fill.)
     pub decode_bytes: u64,
 }
 

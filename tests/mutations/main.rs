@@ -1,0 +1,359 @@
+//! Thousands of broken files: an answer each time, within the memory that was promised.
+//!
+//! A run is repeated by its seed. By hand, and with many more files:
+//!
+//!     HAUL_MUTATIONS=10000 cargo test --release --test mutations -- --nocapture
+//!
+//! `HAUL_SEED=N` begins at another seed. Each file has one of its own, counted from there; with
+//! `HAUL_SEED=` what a failure names and `HAUL_MUTATIONS=1` that file comes first.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod mutate;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::any::Any;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use common::binary::{Haul, lines, testdata};
+use common::checkpoint::{Builder, archive, tiny, tiny_scale};
+use haul::model;
+use haul::picture::{Code, Decoder, Format, Limits, Truncated, probe};
+use mutate::{Random, mutated};
+
+/// Files of each kind where `HAUL_MUTATIONS` does not say how many.
+const COUNT: u64 = 300;
+
+/// Longest time for one file. Far above the slowest there is, also on a busy machine and unoptimised:
+/// it tells a hang from work.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a decode may take beside what its header promised: lists and strings of a few bytes.
+const SLACK: u64 = 64 << 10;
+
+/// What the decoder of lossy WebP may ask for besides, and not touch: a partition's size has 24 bits.
+const PARTITION: u64 = 16 << 20;
+
+/// The system's allocator, knowing how much of it each thread holds, and held at most.
+struct Counting;
+
+thread_local! {
+    static HELD: Cell<(i64, i64)> = const { Cell::new((0, 0)) };
+}
+
+fn count(bytes: i64) {
+    // A thread that is ending has no count left, and no test to tell.
+    let _ = HELD.try_with(|held| {
+        let (now, most) = held.get();
+        held.set((now + bytes, most.max(now + bytes)));
+    });
+}
+
+fn signed(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+// SAFETY: every call goes to the system's allocator with its arguments unchanged, and counting
+// neither allocates nor unwinds: the cell is constant before it is used and needs no destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(signed(layout.size()));
+        // SAFETY: the caller's promise is the one asked for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(signed(layout.size()));
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(signed(size) - signed(layout.size()));
+        // SAFETY: as above.
+        unsafe { System.realloc(old, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        count(-signed(layout.size()));
+        // SAFETY: as above.
+        unsafe { System.dealloc(old, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// What `run` gives, and how much more than before it held at most on this thread.
+fn peak<T>(run: impl FnOnce() -> T) -> (T, u64) {
+    let (before, _) = HELD.get();
+    HELD.set((before, before));
+    let result = run();
+    (result, u64::try_from(HELD.get().1 - before).unwrap_or(0))
+}
+
+/// Ends the process when one file takes longer than [`PATIENCE`]: a thread cannot be stopped.
+struct Watchdog(Arc<Mutex<Option<(String, Instant)>>>);
+
+impl Watchdog {
+    fn new() -> Watchdog {
+        let current = Arc::new(Mutex::new(None::<(String, Instant)>));
+        let watched = Arc::downgrade(&current);
+        std::thread::spawn(move || {
+            while let Some(current) = watched.upgrade() {
+                if let Some((what, since)) = &*current.lock().expect("nobody panics with it")
+                    && since.elapsed() > PATIENCE
+                {
+                    eprintln!("{what}: no answer in {PATIENCE:?}");
+                    std::process::abort();
+                }
+                drop(current);
+                std::thread::sleep(Duration::from_millis(500));
+            }
+        });
+        Watchdog(current)
+    }
+
+    fn begin(&self, what: String) {
+        *self.0.lock().expect("nobody panics with it") = Some((what, Instant::now()));
+    }
+}
+
+/// Most bytes that reading a header may take: before it is known, nothing is counted.
+fn for_a_header(file: &[u8]) -> u64 {
+    (4 << 20) + 4 * file.len() as u64
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |text| text.parse().expect(name))
+}
+
+/// Seeds of so many files, from `HAUL_SEED`.
+fn seeds(kind: &str, count: u64) -> std::ops::Range<u64> {
+    let (first, count) = (setting("HAUL_SEED", 1), setting("HAUL_MUTATIONS", count));
+    println!("{kind}: {count} files from HAUL_SEED={first}");
+    first..first + count
+}
+
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+}
+
+/// Every file below our folders of pictures, whatever its form.
+fn pictures() -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut folders = vec![testdata("forms"), testdata("pictures")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && path.file_name() != Some("expected".as_ref()) {
+                folders.push(path);
+            } else if path.is_file() {
+                let bytes = fs::read(&path).unwrap();
+                found.push((path, bytes));
+            }
+        }
+    }
+    found.sort();
+    assert!(found.len() > 90, "{}", found.len());
+    found
+}
+
+/// The broken picture of a seed, and the name of the whole one.
+fn picture(seed: u64, whole: &[(PathBuf, Vec<u8>)]) -> (&Path, Vec<u8>) {
+    let mut random = Random::new(seed);
+    let (path, bytes) = random.of(whole);
+    // Pieces come from a file of the same form most times.
+    let same: Vec<_> =
+        whole.iter().filter(|(other, _)| other.extension() == path.extension()).collect();
+    let other = match random.below(4) {
+        0 => &random.of(whole).1,
+        _ => &random.of(&same).1,
+    };
+    (path, mutated(bytes, other, &mut random))
+}
+
+#[test]
+fn broken_pictures_get_an_answer_within_their_memory() {
+    let (whole, watchdog) = (pictures(), Watchdog::new());
+    let (mut codes, mut wrong) = (BTreeMap::<&str, u64>::new(), Vec::new());
+    let (mut slowest, mut probing) = ((Duration::ZERO, String::new()), (0, String::new()));
+    let (mut fullest, mut largest) = ((0.0, String::new()), (0, String::new()));
+    for seed in seeds("pictures", COUNT) {
+        let (path, bytes) = picture(seed, &whole);
+        let name = format!("HAUL_SEED={seed} ({})", path.file_name().unwrap().display());
+        watchdog.begin(name.clone());
+        let truncated = if seed % 2 == 0 { Truncated::Accept } else { Truncated::Reject };
+        let limits = Limits { truncated, ..Limits::default() };
+        let began = Instant::now();
+        // A panic that gets out of these is our own; one inside of a decoder has the code `internal`.
+        let answer = catch_unwind(AssertUnwindSafe(|| {
+            let (header, probed) = peak(|| probe(&bytes, &limits));
+            if probed > probing.0 {
+                probing = (probed, name.clone());
+            }
+            let most = for_a_header(&bytes);
+            assert!(probed <= most, "the header took {probed} bytes, more than {most}");
+            let header = header?;
+            let mut decoder = Decoder::new();
+            let (picture, took) = peak(|| decoder.run(&bytes, &header, &limits).cloned());
+            // The copy that this test has made is not the decoder's.
+            let copy = picture.as_ref().map_or(0, |picture| picture.rgb.len() as u64);
+            let partition = if header.format == Format::WebP { PARTITION } else { 0 };
+            let most = header.decode_bytes + partition;
+            let took = took.saturating_sub(copy);
+            assert!(took <= most + SLACK, "decoding took {took} bytes, the header promised {most}");
+            assert!(took + bytes.len() as u64 <= limits.max_memory + SLACK, "{took}");
+            if took as f64 / most as f64 > fullest.0 {
+                fullest = (took as f64 / most as f64, name.clone());
+            }
+            if took > largest.0 {
+                largest = (took, name.clone());
+            }
+            let picture = picture?;
+            let pixels = u64::from(picture.width) * u64::from(picture.height);
+            assert!(pixels > 0 && pixels <= limits.max_pixels, "{pixels}");
+            assert_eq!(picture.rgb.len() as u64, 3 * pixels);
+            Ok::<_, haul::picture::PictureError>(())
+        }));
+        let took = began.elapsed();
+        if took > slowest.0 {
+            slowest = (took, name.clone());
+        }
+        let code = match answer {
+            Ok(Ok(())) => "ok",
+            Ok(Err(error)) => {
+                if error.code == Code::Internal {
+                    wrong.push(format!("{name}: {error}"));
+                }
+                error.code.as_str()
+            }
+            Err(panic) => {
+                wrong.push(format!("{name}: {}", words(&*panic)));
+                "panic"
+            }
+        };
+        *codes.entry(code).or_default() += 1;
+    }
+    println!("{codes:?}");
+    println!("slowest: {:?}, {}", slowest.0, slowest.1);
+    println!("most memory: {} bytes, {}", largest.0, largest.1);
+    println!("nearest to what its header promised: {:.4}, {}", fullest.0, fullest.1);
+    println!("most memory for a header: {} bytes, {}", probing.0, probing.1);
+    assert!(wrong.is_empty(), "{}:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn a_folder_of_broken_pictures_has_a_line_for_each() {
+    let (whole, dir) = (pictures(), tempfile::tempdir().unwrap());
+    let (input, out) = (dir.path().join("in"), dir.path().join("out"));
+    fs::create_dir(&input).unwrap();
+    let seeds = seeds("a folder", COUNT / 3);
+    let count = seeds.clone().count();
+    for seed in seeds {
+        let (path, bytes) = picture(seed, &whole);
+        let suffix = path.extension().unwrap().display();
+        // Some of the whole ones are of forms that haul knows without reading them.
+        fs::write(input.join(format!("{seed:08}.{suffix}")), bytes).unwrap();
+    }
+    let include = ["--include", "*", "--max-failures", "100%"];
+    let ran = Haul::run(&input, &out).args(include).ran();
+    assert!(ran.code == 0 || ran.code == 3, "{}: {}", ran.code, ran.stderr);
+    Haul::new("verify").arg(&out).exits(ran.code);
+    let lines = lines(&out);
+    let planned: u64 = common::binary::success(&out)["planned"].as_u64().unwrap();
+    assert_eq!(lines.len() as u64, planned);
+    assert!(lines.len() * 10 >= count * 9, "{} of {count}", lines.len());
+    for line in lines {
+        let code = line.error.map(|error| error.code).unwrap_or_default();
+        assert_ne!(code, "internal", "HAUL_SEED={}", line.image);
+    }
+}
+
+/// Reads each broken checkpoint, and says what came of them.
+fn checkpoints(kind: &str, broken: impl Fn(&mut Random) -> Vec<u8>) {
+    let watchdog = Watchdog::new();
+    let (mut taken, mut wrong, mut refused) = (0, Vec::new(), BTreeMap::<String, u64>::new());
+    let (mut slowest, mut largest) = ((Duration::ZERO, 0), (0, 0, 0));
+    for seed in seeds(kind, COUNT) {
+        let bytes = broken(&mut Random::new(seed));
+        let name = format!("{kind} HAUL_SEED={seed}");
+        watchdog.begin(name.clone());
+        let began = Instant::now();
+        let answer = catch_unwind(AssertUnwindSafe(|| {
+            let (read, took) = peak(|| model::read_bytes(&bytes, Path::new("x")));
+            if took > largest.0 {
+                largest = (took, bytes.len(), seed);
+            }
+            // What a member may unpack to, and that as numbers of four bytes.
+            let most = 12 * bytes.len() as u64 + (48 << 20);
+            assert!(took <= most, "reading took {took} bytes, more than {most}");
+            read.map(drop)
+        }));
+        slowest = slowest.max((began.elapsed(), seed));
+        match answer {
+            Ok(Ok(())) => taken += 1,
+            Ok(Err(error)) => {
+                let variant = format!("{error:?}");
+                let variant = variant.split([' ', '(']).next().unwrap_or_default().to_owned();
+                *refused.entry(variant).or_default() += 1;
+            }
+            Err(panic) => wrong.push(format!("{name}: {}", words(&*panic))),
+        }
+    }
+    println!("{kind}: {taken} taken, refused: {refused:?}");
+    println!("{kind}: slowest {slowest:?}; most memory, length and seed {largest:?}");
+    assert!(wrong.is_empty(), "{}:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn broken_pt_checkpoints_are_read_or_refused() {
+    let whole = [tiny(false), tiny(true)];
+    let mut builder = Builder::new(&tiny_scale());
+    let pickle = builder.checkpoint(2).pickle();
+    checkpoints(".pt", |random| match random.below(3) {
+        0 => {
+            let (one, other) = (random.of(&whole).clone(), random.of(&whole).clone());
+            mutated(&one, &other, random)
+        }
+        // Behind the zip's checksums: in the pickle, or in a storage.
+        1 => archive(&mutated(&pickle, &pickle, random), &builder.storages, random.below(2) == 0),
+        _ => {
+            let mut storages = builder.storages.clone();
+            let index = random.below(storages.len());
+            storages[index].1 = mutated(&storages[index].1, &pickle, random);
+            archive(&pickle, &storages, random.below(2) == 0)
+        }
+    });
+}
+
+#[test]
+fn broken_safetensors_checkpoints_are_read_or_refused() {
+    let read = |name: &str| fs::read(testdata(name)).unwrap();
+    let tiny = model::read_bytes(&tiny(false), Path::new("tiny.pt")).unwrap();
+    let small = model::write_safetensors(&tiny);
+    let whole = [small.clone(), small.clone(), small, read("golden/narrow.safetensors")];
+    let shapes = read("model/shapes.safetensors");
+    checkpoints(".safetensors", |random| {
+        let one = if random.below(50) == 0 { shapes.clone() } else { random.of(&whole).clone() };
+        let other = random.of(&whole).clone();
+        mutated(&one, &other, random)
+    });
+}
+
+#[test]
+fn a_seed_always_gives_the_same_file() {
+    let whole = pictures();
+    let digest = |seed: u64| haul::store::sha256(&picture(seed, &whole).1);
+    let all: Vec<String> = (1..40).map(digest).collect();
+    assert_eq!(all, (1..40).map(digest).collect::<Vec<_>>());
+    let different: std::collections::BTreeSet<_> = all.iter().collect();
+    assert!(different.len() > 35);
+}
