@@ -68,6 +68,30 @@ pub(super) fn check_webp(bytes: &[u8], canvas: (u32, u32)) -> Result<(), Picture
     Ok(())
 }
 
+/// The content of a WebP's first EXIF chunk, if all of it is there.
+///
+/// Not by the crate, which allocates whatever length the chunk claims (up to 4 GiB) before it
+/// looks for the bytes.
+pub(super) fn webp_exif(bytes: &[u8]) -> Option<&[u8]> {
+    let word =
+        |at: usize| bytes.get(at..at + 4).map(|n| u32::from_le_bytes([n[0], n[1], n[2], n[3]]));
+    // Only the extended form has chunks besides the picture.
+    if bytes.get(12..16)? != b"VP8X" {
+        return None;
+    }
+    let end = (word(4)? as usize).saturating_add(8).min(bytes.len());
+    let mut at = 12usize;
+    while at < end {
+        let length = word(at.checked_add(4)?)? as usize;
+        let body = at + 8..(at + 8).checked_add(length)?;
+        if &bytes[at..at + 4] == b"EXIF" {
+            return bytes.get(body);
+        }
+        at = body.end.checked_add(length & 1)?;
+    }
+    None
+}
+
 /// Check that no JPEG inside a TIFF is larger than a strip or tile of the picture may be: the
 /// crate decodes whatever size it says. `pixels` are the picture's.
 pub(super) fn check_tiff(bytes: &[u8], pixels: u64) -> Result<(), PictureError> {

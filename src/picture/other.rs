@@ -126,10 +126,7 @@ fn orientation(
 ) -> Result<u8, PictureError> {
     Ok(match format {
         Format::Png => container::png_exif(bytes)?.and_then(orient::from_exif).unwrap_or(1),
-        Format::WebP => {
-            let exif = decoder.exif_metadata().ok().flatten();
-            exif.and_then(|block| orient::from_exif(&block)).unwrap_or(1)
-        }
+        Format::WebP => container::webp_exif(bytes).and_then(orient::from_exif).unwrap_or(1),
         Format::Tiff => decoder.orientation().map_or(1, |o| o.to_exif()),
         Format::Bmp | Format::Gif | Format::Jpeg => 1,
     })

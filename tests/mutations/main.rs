@@ -277,6 +277,29 @@ fn a_folder_of_broken_pictures_has_a_line_for_each() {
     }
 }
 
+/// The code of what a header says, after a look at the memory it took.
+#[track_caller]
+fn probed(file: &[u8]) -> &'static str {
+    let (header, took) = peak(|| probe(file, &Limits::default()));
+    assert!(took <= for_a_header(file), "{took}");
+    header.map_or_else(|error| error.code.as_str(), |_| "ok")
+}
+
+/// Found here: the EXIF chunk's length was believed, up to 4 GiB of it.
+#[test]
+fn the_length_of_an_exif_chunk_is_not_believed() {
+    let whole = fs::read(testdata("forms/webp-exif6.webp")).unwrap();
+    let at = whole.windows(4).position(|name| name == b"EXIF").unwrap();
+    let orientation = |file: &[u8]| probe(file, &Limits::default()).unwrap().orientation;
+    assert_eq!(orientation(&whole), 6);
+    for length in [0x7fff_ffffu32, u32::MAX, 1 << 20] {
+        let mut file = whole.clone();
+        file[at + 4..at + 8].copy_from_slice(&length.to_le_bytes());
+        assert_eq!(probed(&file), "ok");
+        assert_eq!(orientation(&file), 1, "as where there is none");
+    }
+}
+
 /// Reads each broken checkpoint, and says what came of them.
 fn checkpoints(kind: &str, broken: impl Fn(&mut Random) -> Vec<u8>) {
     let watchdog = Watchdog::new();
