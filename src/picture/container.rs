@@ -92,6 +92,64 @@ pub(super) fn webp_exif(bytes: &[u8]) -> Option<&[u8]> {
     None
 }
 
+/// Bytes that the crate takes for each number in a list of a TIFF's directory: as it reads it, and
+/// as it keeps it.
+const TIFF_VALUE: u64 = 48;
+
+/// What the lists in a TIFF's first directory take once they are read, in bytes. Each must lie in
+/// the file: the crate makes room for as many numbers as a list claims, up to 256 MiB, and looks
+/// for them afterwards.
+pub(super) fn tiff_lists(bytes: &[u8]) -> Result<u64, PictureError> {
+    /// Those that the crate reads. Others may be wrong; it does not look at them.
+    const READ: [u64; 21] = [
+        256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338,
+        339, 347, 530,
+    ];
+    let high_first = bytes.starts_with(b"MM");
+    let number = |at: u64, width: usize| -> Option<u64> {
+        let at = usize::try_from(at).ok()?;
+        let raw = bytes.get(at..at.checked_add(width)?)?.iter();
+        let add = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
+        Some(if high_first { raw.fold(0, add) } else { raw.rev().fold(0, add) })
+    };
+    // Widths of a count of entries and of an offset, and the bytes of an entry.
+    let big = number(2, 2) == Some(43);
+    let (counted, offset, entry) = if big { (8, 8, 20) } else { (2, 4, 12) };
+    let first = number(if big { 8 } else { 4 }, offset);
+    let mut at = first.and_then(|first| first.checked_add(counted as u64));
+    let mut left = first.and_then(|first| number(first, counted)).unwrap_or(0);
+    let length = bytes.len() as u64;
+    let mut values = 0u64;
+    // A directory that is cut short is for the crate to refuse.
+    while let Some(here) = at.filter(|_| left > 0)
+        && let (Some(tag), Some(kind)) = (number(here, 2), number(here.saturating_add(2), 2))
+        && let Some(count) = number(here + 4, offset)
+    {
+        let width = match kind {
+            1 | 2 | 6 | 7 => 1,
+            3 | 8 => 2,
+            4 | 9 | 11 | 13 => 4,
+            _ => 8,
+        };
+        let size = count.saturating_mul(width);
+        if READ.contains(&tag) && size > offset as u64 {
+            let start = number(here + 4 + offset as u64, offset).unwrap_or(u64::MAX);
+            if start.saturating_add(size) > length {
+                return Err(PictureError::truncated(bytes.len()));
+            }
+            values = values.saturating_add(count);
+        }
+        left -= 1;
+        at = here.checked_add(entry);
+    }
+    // Strips of a few bytes each are the most that a picture can need.
+    let most = 65_536 + length / 16;
+    if values > most {
+        return Err(PictureError::exceeds_header(TIFF_VALUE * most));
+    }
+    Ok(TIFF_VALUE * values)
+}
+
 /// Check that no JPEG inside a TIFF is larger than a strip or tile of the picture may be: the
 /// crate decodes whatever size it says. `pixels` are the picture's.
 pub(super) fn check_tiff(bytes: &[u8], pixels: u64) -> Result<(), PictureError> {

@@ -32,6 +32,7 @@ pub(super) fn header(
         check_pixels(width, height, limits)?;
     }
     let overhead = overhead(bytes, promised.map_or(0, |(width, _)| width));
+    let lists = if format == Format::Tiff { container::tiff_lists(bytes)? } else { 0 };
     let ended = Cell::new(false);
     let mut decoder = open(format, bytes, overhead, &ended)
         .map_err(|e| fault(&e, format, bytes, overhead, ended.get()))?;
@@ -47,7 +48,7 @@ pub(super) fn header(
     }
     let orientation = orientation(format, decoder.as_mut(), bytes)?;
     let decode_bytes = decode_bytes(format, width, height, decoder.color_type(), orientation);
-    let decode_bytes = decode_bytes.saturating_add(overhead);
+    let decode_bytes = decode_bytes.saturating_add(overhead).saturating_add(lists);
     Ok(Header { format, width, height, orientation, decode_bytes })
 }
 

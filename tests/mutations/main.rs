@@ -300,6 +300,79 @@ fn the_length_of_an_exif_chunk_is_not_believed() {
     }
 }
 
+/// A TIFF of one row a strip, in one of the four forms of the format, with one more entry.
+fn tiff(high_first: bool, big: bool, extra: (u16, u16, u64)) -> Vec<u8> {
+    let (width, rows) = (3u64, 4u64);
+    let (pixels, mut lists) = (if big { 16 } else { 8 }, vec![]);
+    let number = |value: u64, bytes: usize| match high_first {
+        true => value.to_be_bytes()[8 - bytes..].to_vec(),
+        false => value.to_le_bytes()[..bytes].to_vec(),
+    };
+    let (wide, pair) =
+        (if big { 8 } else { 4 }, |a: u64, b: u64| [number(a, 4), number(b, 4)].concat());
+    let offsets = pixels + width * rows;
+    (0..rows).for_each(|row| lists.extend(number(pixels + width * row, 4)));
+    (0..rows).for_each(|_| lists.extend(number(width, 4)));
+    let mut entries = vec![
+        (256u16, 4u16, 1u64, number(width, 4)),
+        (257, 4, 1, number(rows, 4)),
+        (258, 3, 1, number(8, 2)),
+        (259, 3, 1, number(1, 2)),
+        (262, 3, 1, number(1, 2)),
+        (273, 4, rows, number(offsets, wide)),
+        (277, 3, 1, number(1, 2)),
+        (278, 4, 1, number(1, 4)),
+        (279, 4, rows, number(offsets + 4 * rows, wide)),
+        (extra.0, extra.1, extra.2, number(pixels, wide)),
+    ];
+    entries.sort_by_key(|entry| entry.0);
+    entries.dedup_by_key(|entry| entry.0);
+    let mut file = if high_first { b"MM".to_vec() } else { b"II".to_vec() };
+    let directory = offsets + lists.len() as u64;
+    match big {
+        true => {
+            file.extend([number(43, 2), number(8, 2), number(0, 2), number(directory, 8)].concat())
+        }
+        false => file.extend([number(42, 2), number(directory, 4)].concat()),
+    }
+    file.resize(usize::try_from(offsets).unwrap(), 7);
+    file.extend(lists);
+    file.extend(number(entries.len() as u64, if big { 8 } else { 2 }));
+    for (tag, kind, count, mut value) in entries {
+        value.resize(wide, 0);
+        file.extend(
+            [number(tag.into(), 2), number(kind.into(), 2), number(count, wide), value].concat(),
+        );
+    }
+    file.extend(pair(0, 0));
+    file
+}
+
+/// Found here: room was made for as many numbers as a list claims, up to 256 MiB of it.
+#[test]
+fn the_length_of_a_list_in_a_tiff_is_not_believed() {
+    for (high_first, big) in [(false, false), (true, false), (false, true), (true, true)] {
+        // A comment may say what it likes.
+        let sound = tiff(high_first, big, (270, 2, 1 << 22));
+        assert_eq!(probed(&sound), "ok", "{high_first} {big}");
+        let header = probe(&sound, &Limits::default()).unwrap();
+        let picture = Decoder::new().run(&sound, &header, &Limits::default()).unwrap().clone();
+        assert_eq!((picture.width, picture.height, picture.rgb[0]), (3, 4, 7));
+        for tag in [338, 339, 347, 530] {
+            for (kind, count) in
+                [(1, 1 << 22), (3, 1 << 21), (4, 1 << 22), (12, u64::from(u32::MAX))]
+            {
+                let file = tiff(high_first, big, (tag, kind, count));
+                assert_eq!(probed(&file), "truncated", "{tag} {kind} {count}");
+            }
+        }
+        // All there, and far more of it than pictures have.
+        let mut file = tiff(high_first, big, (339, 1, 4 << 20));
+        file.resize(5 << 20, 0);
+        assert_eq!(probed(&file), "too_large");
+    }
+}
+
 /// Reads each broken checkpoint, and says what came of them.
 fn checkpoints(kind: &str, broken: impl Fn(&mut Random) -> Vec<u8>) {
     let watchdog = Watchdog::new();
