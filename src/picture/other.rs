@@ -78,7 +78,12 @@ pub(super) fn pixels(bytes: &[u8], header: &Header, rgb: &mut Vec<u8>) -> Result
     let overhead = overhead(bytes, header.width);
     let mut decoder = open(header.format, bytes, overhead, &ended).map_err(fault)?;
     let mut limits = image::Limits::no_limits();
-    limits.max_alloc = Some(header.decode_bytes);
+    // A GIF's frame may be larger than its canvas, and takes a fifth byte for each pixel (its
+    // indices) that the crate does not count; the canvas is ours, and is there already.
+    limits.max_alloc = Some(match header.format {
+        Format::Gif => header.decode_bytes.saturating_sub(decoder.total_bytes()) / 5 * 4,
+        _ => header.decode_bytes,
+    });
     decoder.set_limits(limits).map_err(fault)?;
     let colour = decoder.color_type();
     // Gray becomes three bytes of one where it stands.

@@ -373,6 +373,34 @@ fn the_length_of_a_list_in_a_tiff_is_not_believed() {
     }
 }
 
+/// Found here: a frame larger than its canvas took more than the canvas promised.
+#[test]
+fn a_gif_frame_larger_than_its_canvas_keeps_the_promise() {
+    let mut file = fs::read(testdata("forms/gif.gif")).unwrap();
+    // Behind the palette, past the extensions, to the first frame.
+    let mut at = 13 + 3 * (2 << (file[10] & 7));
+    while file[at] == b'!' {
+        at += 2;
+        while file[at] != 0 {
+            at += 1 + usize::from(file[at]);
+        }
+        at += 1;
+    }
+    assert_eq!(file[at], b',');
+    file[6..10].copy_from_slice(&[1, 0, 1, 0]);
+    file[at + 1..at + 5].fill(0);
+    let limits = Limits::default();
+    for (side, code) in [(700u16, "too_large"), (300, "corrupt"), (u16::MAX, "too_large")] {
+        file[at + 5..at + 7].copy_from_slice(&side.to_le_bytes());
+        file[at + 7..at + 9].copy_from_slice(&side.to_le_bytes());
+        let header = probe(&file, &limits).unwrap();
+        let mut decoder = Decoder::new();
+        let (code_of, took) = peak(|| decoder.run(&file, &header, &limits).map_err(|e| e.code));
+        assert_eq!(code_of.unwrap_err().as_str(), code, "{side}");
+        assert!(took <= header.decode_bytes + SLACK, "{side}: {took} of {}", header.decode_bytes);
+    }
+}
+
 /// Reads each broken checkpoint, and says what came of them.
 fn checkpoints(kind: &str, broken: impl Fn(&mut Random) -> Vec<u8>) {
     let watchdog = Watchdog::new();
