@@ -266,12 +266,10 @@ fn exports_are_the_same_whatever_the_unit_of_the_boxes() {
         for (one, two) in found.iter().zip(other.detections.as_ref().unwrap()) {
             boxes += 1;
             assert_eq!((one.class, one.score), (two.class, two.score));
-            for index in 0..4 {
-                let share = two.bbox[index];
-                assert!((0.0..=1.0).contains(&share), "{two:?}");
-                let within = 0.6e-6 + 0.000_6 / sides[index];
-                let pixels = one.bbox[index] / sides[index];
-                assert!((share - pixels).abs() < within, "{one:?} {two:?}");
+            for ((share, pixels), side) in two.bbox.iter().zip(one.bbox).zip(sides) {
+                assert!((0.0..=1.0).contains(share), "{two:?}");
+                let within = 0.6e-6 + 0.000_6 / side;
+                assert!((share - pixels / side).abs() < within, "{one:?} {two:?}");
             }
         }
     }

@@ -40,7 +40,8 @@ impl Batch {
     /// The sum of the sizes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.objects.iter().map(|object| object.size).sum()
+        // A plan that somebody has edited may say sizes that no disk has.
+        self.objects.iter().fold(0, |sum, object| sum.saturating_add(object.size))
     }
 }
 
@@ -81,7 +82,7 @@ impl Segment {
     /// How many bytes it plans.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.batches.iter().map(Batch::bytes).sum()
+        self.batches.iter().fold(0, |sum, batch| sum.saturating_add(batch.bytes()))
     }
 
     /// The segment's text: a head, a line for each mini-batch, a foot.
@@ -288,9 +289,10 @@ impl PlanSummary {
         self.segments += 1;
         self.batches += segment.batches.len() as u64;
         self.pictures += segment.pictures();
-        self.bytes += segment.bytes();
+        self.bytes = self.bytes.saturating_add(segment.bytes());
         for (skip, count) in &segment.skipped {
-            *self.skipped.entry(skip.as_str().to_owned()).or_default() += count;
+            let sum = self.skipped.entry(skip.as_str().to_owned()).or_default();
+            *sum = sum.saturating_add(*count);
         }
         self.sha256 = sha256.to_owned();
     }
@@ -437,6 +439,21 @@ mod tests {
             .map(|b| b.objects.iter().map(|o| o.size).collect())
             .collect();
         assert_eq!(sizes, [vec![3, 3], vec![11], vec![3], vec![10, 0], vec![1]]);
+    }
+
+    #[test]
+    fn sizes_that_no_disk_has_are_no_panic() {
+        let huge = cut(&[u64::MAX], Caps { payload: 1, pictures: 1 }).remove(0);
+        let text = String::from_utf8(huge.encode()).unwrap();
+        let twice = text.replace("[{", "[{\"key\":\"0\",\"size\":7,\"mtime_ns\":7},{");
+        let twice = twice.replace("\"pictures\":1", "\"pictures\":2");
+        let mut segment = Segment::decode(twice.as_bytes()).unwrap();
+        assert_eq!((segment.pictures(), segment.bytes()), (2, u64::MAX));
+        segment.skipped.insert(Skip::Hidden, u64::MAX);
+        let mut summary = PlanSummary::default();
+        summary.add(&segment, "");
+        summary.add(&segment, "");
+        assert_eq!((summary.bytes, summary.skipped["hidden"]), (u64::MAX, u64::MAX));
     }
 
     #[test]

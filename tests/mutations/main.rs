@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use common::binary::{Haul, lines, testdata};
 use common::checkpoint::{Builder, archive, tiny, tiny_scale};
+use haul::job::{Compress, Segment, Tally};
 use haul::model;
 use haul::picture::{Code, Decoder, Format, Limits, Truncated, probe};
 use mutate::{Random, mutated};
@@ -470,6 +471,55 @@ fn broken_safetensors_checkpoints_are_read_or_refused() {
         let other = random.of(&whole).clone();
         mutated(&one, &other, random)
     });
+}
+
+/// What lies in an output and may have been edited, cut off or swapped.
+#[test]
+fn broken_plans_and_parts_are_read_or_refused() {
+    let (photos, dir) = (common::binary::folder(12), tempfile::tempdir().unwrap());
+    let mut whole = Vec::new();
+    for compress in Compress::ALL {
+        let out = dir.path().join(format!("{compress:?}"));
+        let name = format!("{compress:?}").to_lowercase();
+        let options = ["--max-images", "4", "--hidden", "--compress", &name];
+        Haul::run(photos.path(), &out).args(options).exits(0);
+        let plan = fs::read(out.join("_manifest/plan-00000000.jsonl")).unwrap();
+        let batch = Segment::decode(&plan).unwrap().batches.remove(1);
+        let part = fs::read(out.join(format!("part-00000001{}", compress.suffix()))).unwrap();
+        assert_eq!(
+            Tally::of_part(&compress.unpack(&part, 1 << 20).unwrap(), &batch).unwrap().ok,
+            4
+        );
+        whole.push((plan, part, compress, batch));
+    }
+    let watchdog = Watchdog::new();
+    let (mut plans, mut parts) = ((0, 0), (0, 0));
+    for seed in seeds("plans and parts", COUNT) {
+        watchdog.begin(format!("HAUL_SEED={seed}"));
+        let mut random = Random::new(seed);
+        let (plan, part, compress, batch) = random.of(&whole);
+        let other = &random.of(&whole).1;
+        match Segment::decode(&mutated(plan, part, &mut random)) {
+            Ok(segment) => {
+                plans.0 += 1;
+                assert_eq!(Segment::decode(&segment.encode()), Ok(segment), "HAUL_SEED={seed}");
+            }
+            Err(_) => plans.1 += 1,
+        }
+        let broken = mutated(part, other, &mut random);
+        let (lines, took) = peak(|| compress.unpack(&broken, 1 << 20).map(|l| l.into_owned()));
+        // Lines grow by doubling; tables and windows of the decoders take some MiB.
+        assert!(took <= (3 << 20) + (4 << 20) + broken.len() as u64, "HAUL_SEED={seed}: {took}");
+        match lines.and_then(|lines| Tally::of_part(&lines, batch)) {
+            Ok(tally) => {
+                parts.0 += 1;
+                assert_eq!(tally.ok + tally.failed, 4, "HAUL_SEED={seed}");
+            }
+            Err(_) => parts.1 += 1,
+        }
+    }
+    println!("taken and refused: plans {plans:?}, parts {parts:?}");
+    assert!(plans.1 > 0 && parts.1 > 0);
 }
 
 #[test]

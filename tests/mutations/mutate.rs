@@ -57,6 +57,10 @@ pub(crate) fn mutated(file: &[u8], other: &[u8], random: &mut Random) -> Vec<u8>
         // Bytes at random leave hardly a header that is JSON.
         if bytes.get(8) == Some(&b'{') && random.below(4) > 0 {
             header(&mut bytes, random);
+        } else if bytes.first() == Some(&b'{') && random.below(4) > 0 {
+            if let Ok(text) = std::str::from_utf8(&bytes) {
+                bytes = reworded(text, bytes.len() as u64, random).into_bytes();
+            }
         } else {
             once(&mut bytes, other, random);
         }
@@ -295,7 +299,7 @@ fn tiff(bytes: &[u8], high_first: bool) -> Anatomy {
 fn bmp() -> Anatomy {
     let words = [2, 10, 14, 18, 22, 30, 34, 46, 50].map(|at| (at, 4, false));
     let halves = [26, 28].map(|at| (at, 2, false));
-    Anatomy { fields: [&words[..], &halves].concat(), chunks: vec![14..54] }
+    Anatomy { fields: [&words[..], &halves].concat(), chunks: std::iter::once(14..54).collect() }
 }
 
 fn gif(bytes: &[u8]) -> Anatomy {
@@ -334,6 +338,13 @@ fn zip(bytes: &[u8]) -> Anatomy {
 fn header(bytes: &mut Vec<u8>, random: &mut Random) {
     let length = word(bytes, 0, false).unwrap_or(0).min(bytes.len() - 8);
     let Ok(text) = std::str::from_utf8(&bytes[8..8 + length]) else { return };
+    let text = reworded(text, bytes.len() as u64, random);
+    bytes[..8].copy_from_slice(&(text.len() as u64).to_le_bytes());
+    bytes.splice(8..8 + length, text.into_bytes());
+}
+
+/// JSON with another word or number in it.
+fn reworded(text: &str, length: u64, random: &mut Random) -> String {
     let mut text = text.to_owned();
     if random.below(3) == 0 {
         let words = [
@@ -351,6 +362,13 @@ fn header(bytes: &mut Vec<u8>, random: &mut Random) {
             ("haul.model/1", "haul.model/2"),
             ("\"", "\\u0000"),
             ("{", "{\"x\":"),
+            ("true", "false"),
+            ("null", "{}"),
+            ("\n", ""),
+            ("}", "}\n"),
+            ("1", "-1"),
+            ("0.", "1e999"),
+            (".jpg", "\\ud800"),
         ];
         let (from, to) = *random.of(&words);
         let places: Vec<usize> = text.match_indices(from).map(|(at, _)| at).collect();
@@ -381,14 +399,13 @@ fn header(bytes: &mut Vec<u8>, random: &mut Random) {
                 u64::MAX / 4,
                 1 << 31,
                 1 << 40,
-                bytes.len() as u64,
+                length,
                 random.below(100) as u64,
             ];
             text.replace_range(number, &random.of(&values).to_string());
         }
     }
-    bytes[..8].copy_from_slice(&(text.len() as u64).to_le_bytes());
-    bytes.splice(8..8 + length, text.into_bytes());
+    text
 }
 
 fn safetensors(bytes: &[u8]) -> Anatomy {
