@@ -313,6 +313,12 @@ tests() {
         "$said: $ok passed, $bad failed, $quiet skipped")")
 }
 
+# The fuzz targets are for a nightly compiler and by hand; that they compile is seen to here.
+fuzz_targets() {
+    command -v c++ >/dev/null || skip "a C++ compiler is not here (libfuzzer is in C++)"
+    cargo check --manifest-path fuzz/Cargo.toml --target-dir "$target/fuzz"
+}
+
 # --- all of it ---------------------------------------------------------------------------------
 
 [ $install = no ] || stage "install" install_missing
@@ -324,6 +330,7 @@ stage "cargo doc" rustdoc
 tests
 stage "failpoints" failpoints # after `tests`: it builds the binary anew, with the feature
 stage "kernels under valgrind" memcheck
+stage "fuzz targets" fuzz_targets
 stage "release build" release_build
 stage "first command" quickstart
 stage "export to pycocotools" coco

@@ -9,7 +9,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((way, part)) = bytes.split_first() else { return };
     let compress = Compress::ALL[usize::from(*way) % Compress::ALL.len()];
     let limit = 1 << 20;
-    let object = |key: &str| Object { key: Key::from(key), size: 1, identity: Identity::Size };
+    let object = |key: &str| Object { key: Key::from(key), size: 1, identity: Identity::Size, meta: None };
     let batch = Batch { id: 0, objects: vec![object("a.jpg"), object("b.jpg")] };
     if let Ok(lines) = compress.unpack(part, limit) {
         if compress != Compress::None {
