@@ -11,6 +11,7 @@ mod run;
 mod signals;
 mod status;
 mod verify;
+mod work;
 
 use clap::{Parser, Subcommand};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::print_json;
-use super::run::{Talk, settings};
+use super::work::{Talk, settings};
 use crate::job::{
     Exit, JobError, Mode, Opened, PlanSummary, Planner, Settings, Spec, dry_run, open,
 };

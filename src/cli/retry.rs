@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::run::{Talk, work};
+use super::work::{Talk, work};
 use crate::job::{CHOOSING, Exit, JobError, Mode, Retrial, Settings, retry};
 
 /// Run again only the pictures of an output that failed

@@ -4,6 +4,9 @@
 //! puts their lines back in plan order, commits each when its last line is there, and decides when
 //! to stop.
 
+mod batches;
+mod stopping;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,37 +14,27 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::chain::Chain;
-use super::events::{Answer, Event};
-use super::exit::{Exit, JobError};
-use super::feeder::{Feeder, Order};
-use super::fingerprint::ModelFacts;
-use super::line::Line;
-use super::lister::Lister;
-use super::manifest::{Done, Job, Manifest, Success, parts_digest};
-use super::memory::{mib, peak};
-use super::notices::MOST_NAMED;
-use super::plan::Batch;
-use super::report::{Report, Stages};
-use super::retry::Retry;
-use super::session::{Session, open_pictures};
-use super::spec::{MaxFailures, Spec};
-use super::strikes::Strikes;
-use super::tally::Tally;
-use super::terminal::{Standing, Terminal};
 use crate::failpoint;
+use crate::job::chain::Chain;
+use crate::job::events::Event;
+use crate::job::exit::{Exit, JobError};
+use crate::job::feeder::{Feeder, Order};
+use crate::job::fingerprint::ModelFacts;
+use crate::job::line::Line;
+use crate::job::lister::Lister;
+use crate::job::manifest::{Done, Job, Manifest, Success, parts_digest};
+use crate::job::memory::{mib, peak};
+use crate::job::plan::Batch;
+use crate::job::report::{Report, Stages};
+use crate::job::retry::Retry;
+use crate::job::session::{Session, open_pictures};
+use crate::job::spec::Spec;
+use crate::job::strikes::Strikes;
+use crate::job::tally::Tally;
+use crate::job::terminal::{Standing, Terminal};
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
-use crate::store::{LocalStore, Store, annotated_name};
+use crate::store::LocalStore;
 use crate::yolo::NmsOptions;
-
-/// A mini-batch is tried so often in one run.
-const TRIES: u64 = 3;
-
-/// So many faults in a row, without a commit between them, mean that the store or the engine is ill.
-const FAULTS_IN_A_ROW: u64 = 5;
-
-/// If the first so many pictures all fail, something is wrong with all of them.
-const FAIL_FAST: u64 = 20;
 
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -366,326 +359,6 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    /// What earlier runs have left: records, parts without one, and failures to be tried first.
-    fn read_state(&mut self) -> Result<(), JobError> {
-        let session = self.session.clone();
-        for id in session.manifest.records()? {
-            let record = session.manifest.record(&session.job, id)?;
-            self.add_done(record);
-        }
-        self.committed_before = self.totals.ok + self.totals.failed;
-        self.orphans = session
-            .manifest
-            .parts(&session.job)?
-            .into_iter()
-            .filter(|id| !self.done.contains_key(id))
-            .collect();
-        let failed: BTreeSet<u64> = session
-            .manifest
-            .failed()?
-            .into_iter()
-            .filter(|id| !self.done.contains_key(id))
-            .collect();
-        if failed.is_empty() {
-            return Ok(());
-        }
-        let store = session.manifest.store().clone();
-        let mut chain = Chain::new(&*store);
-        while let Some(segment) = chain.next_segment()? {
-            let wanted = segment.batches.into_iter().filter(|batch| failed.contains(&batch.id));
-            for batch in wanted {
-                self.taken_first.insert(batch.id);
-                self.first.push_back(Arc::new(batch));
-            }
-            // Enough to be "first"; the rest has its turn in plan order.
-            if self.first.len() >= super::plan::SEGMENT_BATCHES {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn add_done(&mut self, record: super::manifest::Record) {
-        let super::manifest::Record { batch, ok, failed, sha256, classes, errors, .. } = record;
-        self.totals.merge(Tally { ok, failed, classes, errors });
-        self.done.insert(batch, Done { ok, failed, sha256 });
-    }
-
-    fn wants_more(&self) -> bool {
-        let open: usize = self.open.values().map(|open| open.batch.objects.len()).sum();
-        self.stopping.is_none() && open < self.open_pictures
-    }
-
-    /// The next mini-batch that needs work; adopts on the way what a crash left without a record.
-    fn next_batch(
-        &mut self,
-        chain: &mut Chain<'_>,
-        segment: &mut VecDeque<Batch>,
-    ) -> Result<Option<(Arc<Batch>, u64)>, JobError> {
-        loop {
-            let (batch, planned) = if let Some(batch) = self.first.pop_front() {
-                (batch, false)
-            } else if let Some(batch) = segment.pop_front() {
-                (Arc::new(batch), true)
-            } else if let Some(next) = chain.next_segment()? {
-                segment.extend(next.batches);
-                continue;
-            } else if chain.ended() {
-                // Second tries come last: what ails the store may have passed by then.
-                return Ok(self.again.pop_front());
-            } else {
-                return Ok(None);
-            };
-            if self.done.contains_key(&batch.id)
-                || (planned && self.taken_first.contains(&batch.id))
-            {
-                continue;
-            }
-            if self.orphans.remove(&batch.id) {
-                let record = self.manifest().adopt(&self.session.job, &batch)?;
-                if let Some(record) = record {
-                    self.terminal.detail(&format!("mini-batch {}: adopted its part", batch.id));
-                    self.adopted += 1;
-                    self.add_done(record);
-                    continue;
-                }
-            }
-            return Ok(Some((batch, 1)));
-        }
-    }
-
-    fn begin(&mut self, batch: Arc<Batch>, try_number: u64) -> Result<(), JobError> {
-        let cancelled = Arc::new(AtomicBool::new(false));
-        let count = batch.objects.len();
-        let order = Order { batch: batch.clone(), try_number, cancelled: cancelled.clone() };
-        let orders = self.orders.as_ref().expect("orders end with the run. This is a bug.");
-        orders.send(order).map_err(|_| JobError::Internal("the feeder ended early".into()))?;
-        let open = Open {
-            try_number,
-            cancelled,
-            begun: None,
-            lines: vec![None; count],
-            missing: count,
-            tally: Tally::default(),
-            batch,
-        };
-        self.open.insert(open.batch.id, open);
-        Ok(())
-    }
-
-    /// Takes in an event; an exit code means that a threshold was passed or the store is ill.
-    fn hear(&mut self, event: Event, planned: bool) -> Result<Option<Exit>, JobError> {
-        match event {
-            Event::Segment | Event::Planned(_) => {}
-            Event::Begun { batch, try_number } => {
-                if let Some(open) = self.open.get_mut(&batch).filter(|o| o.try_number == try_number)
-                {
-                    open.begun = Some(Instant::now());
-                }
-            }
-            Event::Fault { batch, try_number, reason } => {
-                if self.open.get(&batch).is_some_and(|open| open.try_number == try_number) {
-                    return self.fault(batch, &reason);
-                }
-            }
-            Event::Answer(answer) => return self.answer(*answer, planned),
-        }
-        Ok(None)
-    }
-
-    fn answer(&mut self, answer: Answer, planned: bool) -> Result<Option<Exit>, JobError> {
-        let current = |open: &&mut Open| open.try_number == answer.try_number;
-        let Some(open) = self.open.get_mut(&answer.batch).filter(current) else { return Ok(None) };
-        if answer.tally.failed > 0 {
-            self.terminal.picture_failed(&answer.line);
-            if self.failures.len() < MOST_NAMED {
-                self.failures.extend(Line::parse(&answer.line));
-            }
-        }
-        if open.lines[answer.index].replace(answer.line).is_some() {
-            return Err(JobError::Internal("a picture was answered twice. This is a bug.".into()));
-        }
-        open.missing -= 1;
-        let complete = open.missing == 0;
-        let failed = answer.tally.failed > 0;
-        open.tally.merge(answer.tally);
-        self.pictures += 1;
-        self.pictures_ok += u64::from(!failed);
-        self.spent.decode += answer.spent.decode;
-        self.spent.letterbox += answer.spent.letterbox;
-        self.spent.infer += answer.spent.infer;
-        self.spent.boxes += answer.spent.boxes;
-        self.spent.draw += answer.spent.draw;
-        if let (Some(store), Some((key, jpeg))) = (&self.annotations, &answer.annotated) {
-            let start = Instant::now();
-            store.replace(&annotated_name(key), jpeg)?;
-            self.write += start.elapsed();
-        }
-        if failed && let Some(reason) = self.threshold(planned) {
-            self.terminal.insist(&reason);
-            return Ok(Some(self.stop_early(Exit::Threshold)));
-        }
-        if complete { self.commit(answer.batch) } else { Ok(None) }
-    }
-
-    /// Commits a mini-batch whose lines are all there. An exit code is [`Dispatcher::fault`]'s.
-    fn commit(&mut self, id: u64) -> Result<Option<Exit>, JobError> {
-        failpoint::hit("commit").map_err(JobError::Internal)?;
-        let Some(open) = self.open.get_mut(&id) else { return Ok(None) };
-        let start = Instant::now();
-        let mut part = Vec::with_capacity(open.lines.iter().flatten().map(Vec::len).sum());
-        std::mem::take(&mut open.lines).into_iter().flatten().for_each(|line| part.extend(line));
-        let tally = std::mem::take(&mut open.tally);
-        let seconds = open.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64());
-        let session = self.session.clone();
-        let part = session.job.compress()?.pack(part).map_err(|error| {
-            JobError::Internal(format!("cannot compress the part of mini-batch {id}: {error}"))
-        })?;
-        let manifest = &session.manifest;
-        let record = manifest
-            .new_record(&session.job, id, &part, tally, seconds)
-            .and_then(|record| manifest.commit(&session.job, &part, &record).map(|()| record));
-        let record = match record {
-            // What was written is in doubt, the job is not: it is done again, and found or written.
-            Err(error) if error.passes() => return self.fault(id, &error.to_string()),
-            other => other?,
-        };
-        self.open.remove(&id);
-        self.write += start.elapsed();
-        self.faults_in_a_row = 0;
-        self.terminal.detail(&format!(
-            "mini-batch {id}: committed, {} ok, {} failed, {seconds:.1} s",
-            record.ok, record.failed
-        ));
-        self.add_done(record);
-        Ok(None)
-    }
-
-    /// A try at a mini-batch has failed: no record, but a file that says why. Too many of them in a
-    /// row give the exit code to stop with.
-    fn fault(&mut self, id: u64, reason: &str) -> Result<Option<Exit>, JobError> {
-        let Some(open) = self.open.remove(&id) else { return Ok(None) };
-        open.cancelled.store(true, Ordering::Relaxed);
-        self.faults_in_a_row += 1;
-        match self.manifest().put_failure(&self.session.job, id, reason) {
-            // What ails the output may be what there is to tell.
-            Err(error) if error.passes() => self.terminal.warn(&error.to_string()),
-            other => other?,
-        }
-        self.terminal.try_failed(id, open.try_number, open.try_number >= TRIES, reason);
-        if open.try_number < TRIES {
-            self.terminal.detail(&format!("mini-batch {id}: {reason}; it will be tried again"));
-            self.again.push_back((open.batch, open.try_number + 1));
-        } else {
-            self.terminal.warn(&format!("mini-batch {id} is given up in this run: {reason}"));
-            self.given_up += 1;
-        }
-        if self.faults_in_a_row < FAULTS_IN_A_ROW {
-            return Ok(None);
-        }
-        self.terminal.insist(&format!("stopping: {reason}"));
-        self.given_up += self.again.len() as u64 + self.open.len() as u64;
-        Ok(Some(self.stop_early(Exit::Failed)))
-    }
-
-    /// Failed pictures, committed or not yet.
-    fn failed(&self) -> u64 {
-        self.totals.failed + self.open.values().map(|open| open.tally.failed).sum::<u64>()
-    }
-
-    fn threshold(&self, planned: bool) -> Option<String> {
-        let failed = self.failed();
-        let total = self.listed.load(Ordering::Relaxed);
-        match self.session.spec.max_failures {
-            Some(MaxFailures::Count(most)) if failed > most => {
-                return Some(format!(
-                    "stopping: {failed} pictures failed, --max-failures is {most}"
-                ));
-            }
-            // A share of what is not known yet cannot be judged.
-            Some(MaxFailures::Share(most)) if planned && failed as f64 > most * total as f64 => {
-                return Some(format!(
-                    "stopping: {failed} of {total} pictures failed, --max-failures is {} %",
-                    most * 100.0
-                ));
-            }
-            Some(MaxFailures::Share(most)) if most >= 1.0 => return None,
-            _ => {}
-        }
-        // What failed before may well fail again, and says nothing about all the others.
-        let first_try = self.session.spec.retry.is_none();
-        let none_ok = first_try && self.pictures_ok == 0 && self.totals.ok == 0;
-        (none_ok && self.pictures >= FAIL_FAST).then(|| {
-            format!(
-                "stopping: the first {FAIL_FAST} pictures all failed, so something is wrong with all \
-                 of them (--max-failures 100% goes on all the same)"
-            )
-        })
-    }
-
-    fn stop_early(&mut self, exit: Exit) -> Exit {
-        for open in self.open.values() {
-            open.cancelled.store(true, Ordering::Relaxed);
-        }
-        self.open.clear();
-        exit
-    }
-
-    /// The first signal, or the end of --max-runtime: finish the mini-batches that fit into the
-    /// grace, drop the others.
-    fn interrupt(&mut self, reason: &str, another: &str) {
-        if self.stopping.is_some() {
-            // A signal after the end of --max-runtime: a second one.
-            self.stopping = Some(Instant::now());
-            return;
-        }
-        let grace = self.session.spec.grace;
-        let rate = self.pictures as f64 / self.start.elapsed().as_secs_f64();
-        let mut ahead = 0;
-        let mut dropped = 0;
-        self.open.retain(|_, open| {
-            // Work goes in order, so an open mini-batch waits for those before it.
-            ahead += open.missing;
-            let keep = ahead as f64 / rate <= grace.as_secs_f64();
-            if !keep {
-                ahead -= open.missing;
-                open.cancelled.store(true, Ordering::Relaxed);
-                dropped += 1;
-            }
-            keep
-        });
-        self.stopping = Some(Instant::now() + grace);
-        self.again.clear();
-        self.stop_listing.store(true, Ordering::Relaxed);
-        self.terminal.say(&format!(
-            "{reason}: finishing {} of {} open mini-batches and leaving the rest for the next run \
-             ({another} stops at once)",
-            self.open.len(),
-            self.open.len() + dropped
-        ));
-    }
-
-    fn watch_the_clock(&mut self) -> Result<Option<Exit>, JobError> {
-        if self.stopping.is_none()
-            && let Some(limit) = self.session.spec.max_runtime
-            && self.start.elapsed() >= limit
-        {
-            let limit = humantime::format_duration(limit);
-            self.interrupt(&format!("--max-runtime {limit} is over"), "a signal");
-        }
-        let limit = self.session.spec.batch_timeout;
-        let late = |open: &Open| open.begun.is_some_and(|begun| begun.elapsed() > limit);
-        let late: Vec<u64> = self.open.iter().filter(|(_, o)| late(o)).map(|(id, _)| *id).collect();
-        for id in late {
-            let limit = humantime::format_duration(limit);
-            let reason = format!("it took longer than --batch-timeout {limit}");
-            if let Some(exit) = self.fault(id, &reason)? {
-                return Ok(Some(exit));
-            }
-        }
-        Ok(None)
-    }
-
     fn progress(&self) -> (u64, u64) {
         let open: u64 = self.open.values().map(|open| open.tally.ok + open.tally.failed).sum();
         (self.totals.ok + self.totals.failed + open, self.failed())
@@ -756,7 +429,7 @@ fn success(
 ) -> Result<Success, JobError> {
     let digests = done.iter().map(|(id, done)| (*id, done.sha256.as_str()));
     Ok(Success {
-        schema: super::manifest::MANIFEST_SCHEMA.to_owned(),
+        schema: crate::job::manifest::MANIFEST_SCHEMA.to_owned(),
         job: job.id.clone(),
         planned: plan.pictures,
         ok: done.values().map(|done| done.ok).sum(),

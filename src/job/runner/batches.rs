@@ -1,0 +1,253 @@
+//! Mini-batches from the plan to their commit: opened, filled line by line, committed or tried again.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::{Dispatcher, Open};
+use crate::failpoint;
+use crate::job::chain::Chain;
+use crate::job::events::{Answer, Event};
+use crate::job::exit::{Exit, JobError};
+use crate::job::feeder::Order;
+use crate::job::line::Line;
+use crate::job::manifest::{Done, Record};
+use crate::job::notices::MOST_NAMED;
+use crate::job::plan::{Batch, SEGMENT_BATCHES};
+use crate::job::tally::Tally;
+use crate::store::{Store as _, annotated_name};
+
+/// A mini-batch is tried so often in one run.
+const TRIES: u64 = 3;
+
+/// So many faults in a row, without a commit between them, mean that the store or the engine is ill.
+const FAULTS_IN_A_ROW: u64 = 5;
+
+impl Dispatcher<'_> {
+    /// What earlier runs have left: records, parts without one, and failures to be tried first.
+    pub(super) fn read_state(&mut self) -> Result<(), JobError> {
+        let session = self.session.clone();
+        for id in session.manifest.records()? {
+            let record = session.manifest.record(&session.job, id)?;
+            self.add_done(record);
+        }
+        self.committed_before = self.totals.ok + self.totals.failed;
+        self.orphans = session
+            .manifest
+            .parts(&session.job)?
+            .into_iter()
+            .filter(|id| !self.done.contains_key(id))
+            .collect();
+        let failed: BTreeSet<u64> = session
+            .manifest
+            .failed()?
+            .into_iter()
+            .filter(|id| !self.done.contains_key(id))
+            .collect();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let store = session.manifest.store().clone();
+        let mut chain = Chain::new(&*store);
+        while let Some(segment) = chain.next_segment()? {
+            let wanted = segment.batches.into_iter().filter(|batch| failed.contains(&batch.id));
+            for batch in wanted {
+                self.taken_first.insert(batch.id);
+                self.first.push_back(Arc::new(batch));
+            }
+            // Enough to be "first"; the rest has its turn in plan order.
+            if self.first.len() >= SEGMENT_BATCHES {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_done(&mut self, record: Record) {
+        let Record { batch, ok, failed, sha256, classes, errors, .. } = record;
+        self.totals.merge(Tally { ok, failed, classes, errors });
+        self.done.insert(batch, Done { ok, failed, sha256 });
+    }
+
+    pub(super) fn wants_more(&self) -> bool {
+        let open: usize = self.open.values().map(|open| open.batch.objects.len()).sum();
+        self.stopping.is_none() && open < self.open_pictures
+    }
+
+    /// The next mini-batch that needs work; adopts on the way what a crash left without a record.
+    pub(super) fn next_batch(
+        &mut self,
+        chain: &mut Chain<'_>,
+        segment: &mut VecDeque<Batch>,
+    ) -> Result<Option<(Arc<Batch>, u64)>, JobError> {
+        loop {
+            let (batch, planned) = if let Some(batch) = self.first.pop_front() {
+                (batch, false)
+            } else if let Some(batch) = segment.pop_front() {
+                (Arc::new(batch), true)
+            } else if let Some(next) = chain.next_segment()? {
+                segment.extend(next.batches);
+                continue;
+            } else if chain.ended() {
+                // Second tries come last: what ails the store may have passed by then.
+                return Ok(self.again.pop_front());
+            } else {
+                return Ok(None);
+            };
+            if self.done.contains_key(&batch.id)
+                || (planned && self.taken_first.contains(&batch.id))
+            {
+                continue;
+            }
+            if self.orphans.remove(&batch.id) {
+                let record = self.manifest().adopt(&self.session.job, &batch)?;
+                if let Some(record) = record {
+                    self.terminal.detail(&format!("mini-batch {}: adopted its part", batch.id));
+                    self.adopted += 1;
+                    self.add_done(record);
+                    continue;
+                }
+            }
+            return Ok(Some((batch, 1)));
+        }
+    }
+
+    pub(super) fn begin(&mut self, batch: Arc<Batch>, try_number: u64) -> Result<(), JobError> {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let count = batch.objects.len();
+        let order = Order { batch: batch.clone(), try_number, cancelled: cancelled.clone() };
+        let orders = self.orders.as_ref().expect("orders end with the run. This is a bug.");
+        orders.send(order).map_err(|_| JobError::Internal("the feeder ended early".into()))?;
+        let open = Open {
+            try_number,
+            cancelled,
+            begun: None,
+            lines: vec![None; count],
+            missing: count,
+            tally: Tally::default(),
+            batch,
+        };
+        self.open.insert(open.batch.id, open);
+        Ok(())
+    }
+
+    /// Takes in an event; an exit code means that a threshold was passed or the store is ill.
+    pub(super) fn hear(&mut self, event: Event, planned: bool) -> Result<Option<Exit>, JobError> {
+        match event {
+            Event::Segment | Event::Planned(_) => {}
+            Event::Begun { batch, try_number } => {
+                if let Some(open) = self.open.get_mut(&batch).filter(|o| o.try_number == try_number)
+                {
+                    open.begun = Some(Instant::now());
+                }
+            }
+            Event::Fault { batch, try_number, reason } => {
+                if self.open.get(&batch).is_some_and(|open| open.try_number == try_number) {
+                    return self.fault(batch, &reason);
+                }
+            }
+            Event::Answer(answer) => return self.answer(*answer, planned),
+        }
+        Ok(None)
+    }
+
+    pub(super) fn answer(
+        &mut self,
+        answer: Answer,
+        planned: bool,
+    ) -> Result<Option<Exit>, JobError> {
+        let current = |open: &&mut Open| open.try_number == answer.try_number;
+        let Some(open) = self.open.get_mut(&answer.batch).filter(current) else { return Ok(None) };
+        if answer.tally.failed > 0 {
+            self.terminal.picture_failed(&answer.line);
+            if self.failures.len() < MOST_NAMED {
+                self.failures.extend(Line::parse(&answer.line));
+            }
+        }
+        if open.lines[answer.index].replace(answer.line).is_some() {
+            return Err(JobError::Internal("a picture was answered twice. This is a bug.".into()));
+        }
+        open.missing -= 1;
+        let complete = open.missing == 0;
+        let failed = answer.tally.failed > 0;
+        open.tally.merge(answer.tally);
+        self.pictures += 1;
+        self.pictures_ok += u64::from(!failed);
+        self.spent.decode += answer.spent.decode;
+        self.spent.letterbox += answer.spent.letterbox;
+        self.spent.infer += answer.spent.infer;
+        self.spent.boxes += answer.spent.boxes;
+        self.spent.draw += answer.spent.draw;
+        if let (Some(store), Some((key, jpeg))) = (&self.annotations, &answer.annotated) {
+            let start = Instant::now();
+            store.replace(&annotated_name(key), jpeg)?;
+            self.write += start.elapsed();
+        }
+        if failed && let Some(reason) = self.threshold(planned) {
+            self.terminal.insist(&reason);
+            return Ok(Some(self.stop_early(Exit::Threshold)));
+        }
+        if complete { self.commit(answer.batch) } else { Ok(None) }
+    }
+
+    /// Commits a mini-batch whose lines are all there. An exit code is [`Dispatcher::fault`]'s.
+    pub(super) fn commit(&mut self, id: u64) -> Result<Option<Exit>, JobError> {
+        failpoint::hit("commit").map_err(JobError::Internal)?;
+        let Some(open) = self.open.get_mut(&id) else { return Ok(None) };
+        let start = Instant::now();
+        let mut part = Vec::with_capacity(open.lines.iter().flatten().map(Vec::len).sum());
+        std::mem::take(&mut open.lines).into_iter().flatten().for_each(|line| part.extend(line));
+        let tally = std::mem::take(&mut open.tally);
+        let seconds = open.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64());
+        let session = self.session.clone();
+        let part = session.job.compress()?.pack(part).map_err(|error| {
+            JobError::Internal(format!("cannot compress the part of mini-batch {id}: {error}"))
+        })?;
+        let manifest = &session.manifest;
+        let record = manifest
+            .new_record(&session.job, id, &part, tally, seconds)
+            .and_then(|record| manifest.commit(&session.job, &part, &record).map(|()| record));
+        let record = match record {
+            // What was written is in doubt, the job is not: it is done again, and found or written.
+            Err(error) if error.passes() => return self.fault(id, &error.to_string()),
+            other => other?,
+        };
+        self.open.remove(&id);
+        self.write += start.elapsed();
+        self.faults_in_a_row = 0;
+        self.terminal.detail(&format!(
+            "mini-batch {id}: committed, {} ok, {} failed, {seconds:.1} s",
+            record.ok, record.failed
+        ));
+        self.add_done(record);
+        Ok(None)
+    }
+
+    /// A try at a mini-batch has failed: no record, but a file that says why. Too many of them in a
+    /// row give the exit code to stop with.
+    pub(super) fn fault(&mut self, id: u64, reason: &str) -> Result<Option<Exit>, JobError> {
+        let Some(open) = self.open.remove(&id) else { return Ok(None) };
+        open.cancelled.store(true, Ordering::Relaxed);
+        self.faults_in_a_row += 1;
+        match self.manifest().put_failure(&self.session.job, id, reason) {
+            // What ails the output may be what there is to tell.
+            Err(error) if error.passes() => self.terminal.warn(&error.to_string()),
+            other => other?,
+        }
+        self.terminal.try_failed(id, open.try_number, open.try_number >= TRIES, reason);
+        if open.try_number < TRIES {
+            self.terminal.detail(&format!("mini-batch {id}: {reason}; it will be tried again"));
+            self.again.push_back((open.batch, open.try_number + 1));
+        } else {
+            self.terminal.warn(&format!("mini-batch {id} is given up in this run: {reason}"));
+            self.given_up += 1;
+        }
+        if self.faults_in_a_row < FAULTS_IN_A_ROW {
+            return Ok(None);
+        }
+        self.terminal.insist(&format!("stopping: {reason}"));
+        self.given_up += self.again.len() as u64 + self.open.len() as u64;
+        Ok(Some(self.stop_early(Exit::Failed)))
+    }
+}
