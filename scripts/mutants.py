@@ -72,8 +72,8 @@ MUTANTS = [
     (
         "the order of part and record",
         MANIFEST,
-        "        let name = part_name(record.batch);\n        if self.store.put_new",
-        "        self.put_record(record)?;\n        let name = part_name(record.batch);\n        if self.store.put_new",
+        '        failpoint::hit("before_part").map_err(JobError::Internal)?;',
+        "        self.put_record(record)?;",
     ),
     (
         "the order in which a job is removed",

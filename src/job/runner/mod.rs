@@ -33,7 +33,7 @@ use crate::job::strikes::Strikes;
 use crate::job::tally::Tally;
 use crate::job::terminal::{Standing, Terminal};
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
-use crate::store::LocalStore;
+use crate::store::{LocalStore, Store as _};
 use crate::yolo::NmsOptions;
 
 /// How often the clock is looked at.
@@ -206,6 +206,12 @@ impl<'a> Dispatcher<'a> {
             nanos: list_nanos.clone(),
         };
         spawn("lister", move || lister.run())?;
+        // Jobs may share the folder of annotated pictures, so each has temporaries of its own there.
+        let temporaries = format!(".haul-tmp-{}", session.job.id);
+        let annotations = spec.annotate.as_ref().map(|dir| LocalStore::new(dir, &temporaries));
+        if let Some(store) = annotations.as_ref().filter(|_| !spec.no_lock) {
+            store.clear_temporaries()?;
+        }
         let report = Report {
             output: spec.output.display().to_string(),
             annotated: spec.annotate.as_ref().map(|dir| dir.display().to_string()),
@@ -215,7 +221,7 @@ impl<'a> Dispatcher<'a> {
             ..Report::default()
         };
         Ok(Dispatcher {
-            annotations: spec.annotate.as_ref().map(|dir| LocalStore::new(dir, ".haul-tmp")),
+            annotations,
             strikes,
             session: session.clone(),
             terminal,
