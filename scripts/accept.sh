@@ -5,8 +5,9 @@
 #
 # Jobs of several shapes take turns, on the model that comes with haul, with 1, 2 and 4 workers:
 # folders in many and in few mini-batches, annotated pictures, a table with meta, a sample, compressed
-# parts, what is new since another output, and failed pictures run again. Fails unless every file and
-# digest equals that of a run that nobody disturbed. HAUL names the binary.
+# parts, what is new since another output, and failed pictures run again. Some starts are stopped and
+# continued first, some get SIGTERM instead, and some have a twin that starts at the same time. Fails
+# unless every file and digest equals that of a run that nobody disturbed. HAUL names the binary.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 count=${1:-25}
@@ -87,7 +88,8 @@ for images in 1 7 1000; do
 done
 echo "bytes are equal for 1, 2 and 4 workers, and for mini-batches of 1, 3, 7 and 1000"
 
-kills=0 jobs=0
+kills=0 jobs=0 stops=0 terms=0 twins=0
+pause() { sleep "$(printf '%d.%03d' $(($1 / 1000)) $(($1 % 1000)))"; }
 # The seed is printed so that a failure can be had again.
 seed=${HAUL_SEED:-$RANDOM}
 RANDOM=$seed
@@ -98,18 +100,41 @@ while [ $kills -lt "$count" ]; do
     # Shapes come round before workers do, so that each meets all of them.
     shape "$name" "$out" $((1 << (jobs / ${#shapes[@]}) % 3))
     while :; do
+        twin=
+        if ((RANDOM % 10 == 0)); then
+            "$haul" "${command[@]}" 2>/dev/null & twin=$!
+        fi
         # Not through a function: the kill must hit haul and not a shell around it.
-        "$haul" "${command[@]}" & pid=$!
+        "$haul" "${command[@]}" 2>"$work/said" & pid=$!
         # Half of the kills fall anywhere in a run, half into its start.
-        if ((RANDOM % 2)); then wait_ms=$((RANDOM % (span[$name] + span[$name] / 4 + 1))); else wait_ms=$((RANDOM % 60)); fi
-        sleep "$(printf '%d.%03d' $((wait_ms / 1000)) $((wait_ms % 1000)))"
-        kill -KILL $pid 2>/dev/null || true
+        if ((RANDOM % 2)); then pause $((RANDOM % (span[$name] + span[$name] / 4 + 1))); else pause $((RANDOM % 60)); fi
+        signal=KILL
+        case $((RANDOM % 10)) in
+            0) signal=TERM terms=$((terms + 1)) ;;
+            1)
+                kill -STOP $pid 2>/dev/null || true
+                pause 20
+                kill -CONT $pid 2>/dev/null || true
+                pause $((RANDOM % 20))
+                stops=$((stops + 1))
+                ;;
+        esac
+        kill -$signal $pid 2>/dev/null || true
         code=0
         { wait $pid || code=$?; } 2>/dev/null
+        if [ -n "$twin" ]; then
+            other=0 twins=$((twins + 1))
+            { wait $twin || other=$?; } 2>/dev/null
+            # It was the first, or second and locked out; who comes second to a finished job agrees.
+            [ $other = 11 ] || [ $other = "${expected[$name]}" ] || { echo "the twin of job $jobs ($name) ended with $other (seed $seed)" >&2; exit 1; }
+            [ $code != 11 ] || continue
+        fi
         case $code in
             "${expected[$name]}") break ;;
             137) kills=$((kills + 1)) ;;
-            *) echo "job $jobs ($name) ended with $code (seed $seed)" >&2; exit 1 ;;
+            # Before it listens, SIGTERM ends it as it ends any program.
+            75 | 143) [ $signal = TERM ] || { echo "job $jobs ($name) ended with $code (seed $seed)" >&2; exit 1; } ;;
+            *) cat "$work/said" >&2; echo "job $jobs ($name) ended with $code (seed $seed)" >&2; exit 1 ;;
         esac
     done
     same "$name" "$out" || { echo "job $jobs ($name), seed $seed" >&2; exit 1; }
@@ -118,4 +143,4 @@ while [ $kills -lt "$count" ]; do
     [ ! -s "$out/_manifest/strikes.jsonl" ] || { echo "a kill struck a picture (seed $seed)" >&2; exit 1; }
     jobs=$((jobs + 1))
 done
-echo "$jobs jobs of ${#shapes[@]} shapes killed $kills times: every file and digest equal (seed $seed)"
+echo "$jobs jobs of ${#shapes[@]} shapes killed $kills times ($stops stopped and continued), $terms SIGTERMs, $twins twins: every file and digest equal (seed $seed)"
