@@ -28,7 +28,7 @@ use crate::model;
 use crate::pool;
 use crate::store::{
     LARGEST_META, Listed, LocalSource, LocalStore, Lock, LockError, Skip, Source, SourceOptions,
-    Store, is_manifest, is_table,
+    Store, is_table, settled,
 };
 
 /// The lock's name in an output.
@@ -234,6 +234,14 @@ pub fn open_source(spec: &Spec, stdin: Stdin) -> Result<Arc<dyn Source>, JobErro
                     path.display()
                 )));
             }
+            let inside = |dir: &PathBuf| settled(dir).starts_with(settled(path));
+            if let Some(dir) = spec.annotate.as_ref().filter(|dir| path.is_dir() && inside(dir)) {
+                // A run without the flag would take the copies for new pictures.
+                return Err(JobError::Usage(format!(
+                    "--annotate `{}` lies in --input (give annotated pictures a folder elsewhere)",
+                    dir.display()
+                )));
+            }
             LocalSource::open(path, options)?
         }
     };
@@ -250,20 +258,18 @@ fn from_table(spec: &Spec) -> bool {
     matches!(&spec.input, Input::Path(path) if is_table(path) && !path.is_dir())
 }
 
-/// Refuses a manifest that names another folder than when its job was made: of any other input the
-/// fingerprint holds the place, but a manifest's prefix is in the file.
+/// Refuses an input that is another folder than when its job was made: the fingerprint holds its
+/// name, and a link may be pointed elsewhere, a manifest's prefix changed.
 fn same_folder(job: &Job, spec: &Spec, source: &dyn Source) -> Result<(), JobError> {
     match &spec.input {
-        Input::Path(path) if is_manifest(path) && job.folder != source.root() => {
-            Err(JobError::Usage(format!(
-                "`{}` names pictures in `{}`; the job in `{}` was made of those in `{}` (put the \
-                 prefix back, or use another --output)",
-                path.display(),
-                source.root(),
-                spec.output.display(),
-                job.folder
-            )))
-        }
+        Input::Path(path) if job.folder != source.root() => Err(JobError::Usage(format!(
+            "`{}` names pictures in `{}`; the job in `{}` was made of those in `{}` (put it back as \
+             it was, or use another --output)",
+            path.display(),
+            source.root(),
+            spec.output.display(),
+            job.folder
+        ))),
         _ => Ok(()),
     }
 }

@@ -53,7 +53,7 @@ pub struct Analysis {
     pub truncated: bool,
     /// By score, then class, then anchor.
     pub found: Vec<Found>,
-    /// The picture with its boxes, as JPEG, if asked for.
+    /// The picture with its boxes, as JPEG, if asked for and possible: none for a side over 65,535.
     pub annotated: Option<Vec<u8>>,
 }
 
@@ -330,7 +330,9 @@ impl State {
         let start = Instant::now();
         let annotated = match &params.annotate {
             None => None,
-            Some(labels) => Some(draw(picture, &found, labels).map_err(Failure::Picture)?),
+            // What cannot be drawn (a side that no JPEG can have) has its line all the same: lines
+            // do not depend on whether pictures are drawn.
+            Some(labels) => draw(picture, &found, labels).ok(),
         };
         spent.draw = start.elapsed();
         let Picture { width, height, truncated, .. } = *picture;

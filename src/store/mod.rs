@@ -21,6 +21,8 @@ pub use local::{
     SystemDisk, annotated_name, is_manifest, is_table,
 };
 
+pub(crate) use local::settled;
+
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 

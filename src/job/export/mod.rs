@@ -88,7 +88,7 @@ fn lines(
     mut visitor: impl FnMut(Line) -> Result<(), JobError>,
 ) -> Result<(), JobError> {
     let (compress, unit) = (survey.job.compress()?, survey.job.boxes()?);
-    survey.visit(|batch, _, record| {
+    survey.visit_whole(|batch, _, record| {
         if record.is_none() {
             return Ok(());
         }

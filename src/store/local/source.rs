@@ -557,7 +557,7 @@ fn mtime_ns(meta: &Metadata) -> i64 {
 }
 
 /// The path that a folder has, or will have once it is made, without links.
-fn settled(path: &Path) -> PathBuf {
+pub(crate) fn settled(path: &Path) -> PathBuf {
     if let Ok(path) = path.canonicalize() {
         return path;
     }
