@@ -209,9 +209,6 @@ impl<'a> Dispatcher<'a> {
         // Jobs may share the folder of annotated pictures, so each has temporaries of its own there.
         let temporaries = format!(".haul-tmp-{}", session.job.id);
         let annotations = spec.annotate.as_ref().map(|dir| LocalStore::new(dir, &temporaries));
-        if let Some(store) = annotations.as_ref().filter(|_| !spec.no_lock) {
-            store.clear_temporaries()?;
-        }
         let report = Report {
             output: spec.output.display().to_string(),
             annotated: spec.annotate.as_ref().map(|dir| dir.display().to_string()),
@@ -264,6 +261,9 @@ impl<'a> Dispatcher<'a> {
     fn work(&mut self, signals: &Receiver<i32>) -> Result<Exit, JobError> {
         let session = self.session.clone();
         let store = session.manifest.store().clone();
+        if let Some(store) = self.annotations.as_ref().filter(|_| !session.spec.no_lock) {
+            store.clear_temporaries()?;
+        }
         self.read_state()?;
         let mut chain = Chain::new(&*store);
         let stopped = self.drive(&mut chain, signals)?;
