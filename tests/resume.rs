@@ -370,3 +370,67 @@ fn a_second_signal_stops_at_once() {
         Haul::new("status").arg(&out).exits(75);
     }
 }
+
+#[test]
+fn a_complete_plan_goes_on_without_the_list_it_was_made_of() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    fill(&at("photos"), 0..3);
+    fill(&at("more"), 0..3);
+    let names = ["0/00000.jpg", "1/00001.png", "never.jpg"];
+    let lists = [
+        ("photos/l.txt", names.join("\n")),
+        ("photos/t.csv", format!("image,site\n{}", names.map(|n| format!("{n},A\n")).concat())),
+        ("m.json", format!("[{{\"prefix\":\"photos/\"}},\"{}\"]", names.join("\",\""))),
+    ];
+    for (list, text) in &lists {
+        let out = at("out");
+        fs::write(at(list), text).unwrap();
+        Haul::run(at(list), &at("whole")).exits(3);
+        let plan = |out: &Path| {
+            let plan = Haul::new("plan").arg("-m").arg(model()).arg("-i").arg(at(list));
+            plan.arg("-o").arg(out).args(["--imgsz", "64"]).exits(0);
+        };
+        plan(&out);
+        fs::write(at(list), "\"").unwrap();
+        Haul::new("resume").arg(&out).exits(3);
+        assert_eq!(concatenated(&out), concatenated(&at("whole")), "{list}");
+        // A prefix that was changed meanwhile leads nowhere else.
+        fs::remove_dir_all(&out).unwrap();
+        fs::write(at(list), text).unwrap();
+        plan(&out);
+        fs::write(at(list), text.replace("photos", "more")).unwrap();
+        Haul::new("resume").arg(&out).exits(3);
+        assert_eq!(concatenated(&out), concatenated(&at("whole")), "{list}");
+        fs::remove_dir_all(&out).unwrap();
+        fs::write(at(list), text).unwrap();
+        plan(&out);
+        fs::remove_file(at(list)).unwrap();
+        Haul::new("resume").arg(&out).exits(3);
+        assert_eq!(concatenated(&out), concatenated(&at("whole")), "{list}");
+        ["out", "whole"].map(|name| fs::remove_dir_all(at(name)).unwrap());
+    }
+}
+
+#[test]
+fn a_finished_job_needs_nothing_of_what_it_was_made_of() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    fill(&at("photos"), 0..3);
+    fs::write(at("photos/bad.jpg"), b"no picture").unwrap();
+    Haul::run(at("photos"), &at("out")).exits(3);
+    Haul::new("retry").arg(at("out")).arg("--output").arg(at("again")).exits(3);
+    fill(&at("photos"), 3..5);
+    Haul::run(at("photos"), &at("new")).arg("--since").arg(at("out")).exits(0);
+    // Planned only: its pictures are needed, what it was made since is not.
+    let plan = Haul::new("plan").arg("-m").arg(model()).arg("-i").arg(at("photos"));
+    let plan = plan.arg("-o").arg(at("planned")).arg("--since").arg(at("out"));
+    plan.args(["--imgsz", "64"]).exits(0);
+    fs::rename(at("out"), at("moved")).unwrap();
+    Haul::new("resume").arg(at("planned")).exits(0);
+    fs::remove_file(at("planned/_SUCCESS.json")).unwrap();
+    fs::remove_dir_all(at("photos")).unwrap();
+    for (name, code) in [("moved", 3), ("again", 3), ("new", 0), ("planned", 2)] {
+        Haul::new("resume").arg(at(name)).exits(code);
+    }
+}

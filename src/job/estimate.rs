@@ -14,7 +14,7 @@ use super::plan::{Cutter, PlanSummary, Segment};
 use super::planner::Terms;
 use super::runner::pool_params;
 use super::select::Names;
-use super::session::{Stdin, load_model, open_output, open_source};
+use super::session::{load_model, open_output, open_source};
 use super::since::{Known, resolve};
 use super::spec::Spec;
 use crate::pool::{Budget, Pool, Work};
@@ -49,7 +49,7 @@ pub fn dry_run(spec: &Spec) -> Result<Estimate, JobError> {
     // A job that is there already goes on in its own arithmetic.
     let job = Manifest::new(open_output(&spec.output)).job()?;
     let loaded = load_model(spec, job.as_ref().and_then(numeric_class))?;
-    let source = open_source(spec, Stdin::Read(None))?;
+    let source = open_source(spec, None)?;
     let names = Names::new(spec)?;
     let known = Known::open(&resolve(&spec.since, &spec.output)?.ancestors)?;
     let terms = Terms {

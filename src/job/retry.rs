@@ -132,22 +132,14 @@ impl Retry {
         key_of(self.witness.clone()?, self.witness_b64.clone()).ok()
     }
 
-    /// The input of the job: the failed pictures, or none where all of them are in the plan, whose
-    /// keys are relative to the folder `planned`.
+    /// The input of the job: the failed pictures.
     ///
     /// # Errors
     /// When the other output is not what it was, or its input is gone.
-    pub(super) fn open_source(
-        &mut self,
-        spec: &Spec,
-        planned: Option<PathBuf>,
-    ) -> Result<Arc<dyn Source>, JobError> {
+    pub(super) fn open_source(&mut self, spec: &Spec) -> Result<Arc<dyn Source>, JobError> {
         let spool = |error| StoreError::new("write the failed keys to", "a temporary file", error);
         let mut keys = BufWriter::new(tempfile::tempfile().map_err(spool)?);
-        let folder = match planned {
-            Some(folder) => folder,
-            None => self.failed_keys(&mut keys)?,
-        };
+        let folder = self.failed_keys(&mut keys)?;
         let file: File =
             keys.into_inner().map_err(|error| JobError::from(spool(error.into_error())))?;
         if let Err(error) = std::fs::metadata(&folder) {

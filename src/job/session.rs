@@ -172,15 +172,6 @@ fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
     divide(spec.memory_budget, workers, needs)
 }
 
-/// What `--input -` means for a job.
-#[derive(Clone, Debug)]
-pub enum Stdin {
-    /// A list is to be read; keys are relative to the folder, or to the working directory.
-    Read(Option<PathBuf>),
-    /// All of it was planned by an earlier run, relative to the folder.
-    Planned(PathBuf),
-}
-
 /// How a job is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -192,19 +183,24 @@ pub enum Mode {
     Resume,
 }
 
-/// Opens the input of a job.
-///
-/// # Errors
-/// When it does not exist or may not be read.
-pub fn open_source(spec: &Spec, stdin: Stdin) -> Result<Arc<dyn Source>, JobError> {
+fn source_options(spec: &Spec) -> SourceOptions {
     let mut avoid = vec![spec.output.clone()];
     avoid.extend(spec.annotate.clone());
-    let options = SourceOptions {
+    SourceOptions {
         follow_symlinks: spec.follow_symlinks,
         identity: spec.identity,
         avoid,
         key_column: spec.key_column.clone(),
-    };
+    }
+}
+
+/// Opens the input of a job. The keys of a list on standard input are relative to `folder`, or to
+/// the working directory.
+///
+/// # Errors
+/// When it does not exist or may not be read.
+pub fn open_source(spec: &Spec, folder: Option<PathBuf>) -> Result<Arc<dyn Source>, JobError> {
+    let options = source_options(spec);
     if spec.key_column.is_some() && !from_table(spec) {
         return Err(JobError::Usage(
             "--key-column names a column of a table; --input is no .csv file".into(),
@@ -213,15 +209,8 @@ pub fn open_source(spec: &Spec, stdin: Stdin) -> Result<Arc<dyn Source>, JobErro
     let source = match &spec.input {
         Input::Stdin => {
             let here = || std::env::current_dir().unwrap_or_default();
-            match stdin {
-                Stdin::Read(folder) => {
-                    let folder = folder.unwrap_or_else(here);
-                    LocalSource::from_lines(std::io::stdin().lock(), &folder, options)?
-                }
-                Stdin::Planned(folder) => {
-                    LocalSource::from_lines(std::io::empty(), &folder, options)?
-                }
-            }
+            let folder = folder.unwrap_or_else(here);
+            LocalSource::from_lines(std::io::stdin().lock(), &folder, options)?
         }
         Input::Path(path) => {
             // A missing input is a mistake in the request, not a passing fault.
@@ -246,6 +235,46 @@ pub fn open_source(spec: &Spec, stdin: Stdin) -> Result<Arc<dyn Source>, JobErro
         }
     };
     Ok(Arc::new(source))
+}
+
+/// The input of a job whose pictures are all in its plan, so that no list and no tree is read again:
+/// the folder that their keys are relative to. A finished job asks nothing of it.
+fn planned_source(spec: &Spec, job: &Job, finished: bool) -> Result<Arc<dyn Source>, JobError> {
+    let mut folder = Path::new(&job.folder);
+    if let Err(error) = std::fs::metadata(folder) {
+        match &spec.input {
+            // There is nothing left to read, and so any folder will do.
+            _ if finished => folder = &spec.output,
+            // It may have a name that job.json cannot say, or be elsewhere now, behind a link.
+            Input::Path(_) if spec.retry.is_none() => {
+                let source = open_source(spec, None)?;
+                same_folder(job, spec, &*source)?;
+                return Ok(source);
+            }
+            _ => {
+                return Err(JobError::Usage(format!(
+                    "the input `{}` of the pictures: {error}",
+                    folder.display()
+                )));
+            }
+        }
+    }
+    let none = tempfile::tempfile()
+        .map_err(|error| crate::store::StoreError::new("make", "a temporary file", error))?;
+    let tree = is_tree(&spec.input, folder);
+    Ok(Arc::new(LocalSource::from_keys(none, tree, folder, source_options(spec))?))
+}
+
+/// Whether keys relative to `folder` were found there, and not named by somebody: a list or a
+/// picture lies in its folder. What the input is now does not matter, since a link may have been
+/// turned to something else.
+pub(super) fn is_tree(input: &Input, folder: &Path) -> bool {
+    match input {
+        Input::Stdin => false,
+        // The folder of a manifest's pictures is in the manifest.
+        Input::Path(path) if is_manifest(path) => same_place(path, folder),
+        Input::Path(path) => !path.parent().is_some_and(|above| same_place(above, folder)),
+    }
 }
 
 pub(super) fn same_place(a: &Path, b: &Path) -> bool {
@@ -333,16 +362,13 @@ pub fn open_on(
     let loaded = load(&spec, before.as_ref().and_then(numeric_class))?;
     loaded.notes.iter().for_each(|note| terminal.detail(note));
     let shares = shares(&spec, &loaded)?;
-    let folder = before.map(|job| PathBuf::from(job.folder));
     let mut retry = spec.retry.clone();
-    let planned = manifest.plan()?.is_some();
-    let stdin = match folder.clone() {
-        Some(folder) if mode == Mode::Resume && planned => Stdin::Planned(folder),
-        folder => Stdin::Read(folder),
-    };
-    let source = match &mut retry {
-        Some(retry) => retry.open_source(&spec, folder.filter(|_| planned))?,
-        None => open_source(&spec, stdin)?,
+    let complete = mode == Mode::Resume && manifest.plan()?.is_some();
+    let planned = before.as_ref().filter(|_| complete);
+    let source = match (planned, &mut retry) {
+        (Some(job), _) => planned_source(&spec, job, manifest.success()?.is_some())?,
+        (None, Some(retry)) => retry.open_source(&spec)?,
+        (None, None) => open_source(&spec, before.as_ref().map(|job| job.folder.clone().into()))?,
     };
     let names = Arc::new(Names::new(&spec)?);
     let lock = match lock(&spec) {
@@ -365,10 +391,16 @@ pub fn open_on(
     let ours = fingerprint(&spec, &loaded.facts);
     let output = spec.output.display().to_string();
     let mut job = manifest.job()?.filter(|_| !start_over);
+    if planned.is_some_and(|planned| job.as_ref().is_none_or(|job| job.id != planned.id)) {
+        let what = format!("`{output}` was begun anew just now; run the same command again");
+        return Err(JobError::Internal(what));
+    }
     match &job {
         Some(job) => {
             check(&job.fingerprint, &ours, &output)?;
-            same_folder(job, &spec, &*source)?;
+            if planned.is_none() {
+                same_folder(job, &spec, &*source)?;
+            }
         }
         None if start_over => {}
         None => {
@@ -392,7 +424,10 @@ pub fn open_on(
             resolved.ancestors
         }
     };
-    let known = Known::open(&ancestors)?.map(Arc::new);
+    let known = match planned {
+        Some(_) => None,
+        None => Known::open(&ancestors)?.map(Arc::new),
+    };
     let planned_before = job.is_some() && store.read(Path::new(&segment_name(0)))?.is_some();
     if !planned_before {
         // Look before a job is written: a folder that is still empty must not bind the next run.

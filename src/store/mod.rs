@@ -270,7 +270,8 @@ pub enum ReadError {
 
 /// Where pictures come from: a folder, one file or a list today.
 pub trait Source: Send + Sync + Debug {
-    /// Everything after the key `after`, in byte order.
+    /// Everything after the key `after`, in byte order; where a list names `after` more than once,
+    /// that begins with its doubles.
     ///
     /// # Errors
     /// When the input cannot be listed at all; later faults come as items.

@@ -351,13 +351,16 @@ impl LocalSource {
                 Ok(named) => named,
                 Err(error) => return Some(Err(error)),
             };
-            let again = previous.as_ref() == Some(&key);
-            if after.as_ref().is_some_and(|after| key <= *after) {
+            if after.as_ref().is_some_and(|after| key < *after) {
                 return None;
             }
-            previous = Some(key.clone());
-            if again {
+            if previous.as_ref() == Some(&key) {
                 return Some(Ok(Listed::Skipped(Skip::Duplicate)));
+            }
+            previous = Some(key.clone());
+            if after.as_ref() == Some(&key) {
+                // It is planned; its doubles come after it, and so belong to the next picture.
+                return None;
             }
             match select.file(&key) {
                 Err(reason @ (Skip::Excluded | Skip::NotIncluded)) => {
