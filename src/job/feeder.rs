@@ -16,7 +16,7 @@ use super::strikes::Strikes;
 use super::tally::Tally;
 use crate::failpoint;
 use crate::pool::{Budget, Failure, Outcome, Params, Spent, Work};
-use crate::store::{Identity, Key, LinkFault, Object, ReadError, Source};
+use crate::store::{Identity, Key, LinkFault, Object, ReadError, Source, one_line};
 
 /// One try at a mini-batch.
 pub(super) struct Order {
@@ -145,7 +145,7 @@ impl Feeder {
         Some(Err(format!(
             "`{}` is {code}, and so is everything else in `{}` (is it still mounted?)",
             object.key,
-            self.source.describe()
+            one_line(&self.source.describe())
         )))
     }
 

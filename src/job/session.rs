@@ -28,7 +28,7 @@ use crate::model;
 use crate::pool;
 use crate::store::{
     LARGEST_META, Listed, LocalSource, LocalStore, Lock, LockError, Skip, Source, SourceOptions,
-    Store, is_manifest, is_table,
+    Store, is_manifest, is_table, one_line,
 };
 
 /// The lock's name in an output.
@@ -341,7 +341,7 @@ pub fn open_on(
     let names = Arc::new(Names::new(&spec)?);
     let lock = match lock(&spec) {
         Err(JobError::Lock(LockError::Held(holder))) => {
-            let text = format!("`{}` is in use by {holder}", spec.output.display());
+            let text = one_line(&format!("`{}` is in use by {holder}", spec.output.display()));
             return match spec.if_locked {
                 IfLocked::Skip => Ok(Opened::Skipped(format!("{text}; nothing to do here"))),
                 _ => Err(JobError::Lock(LockError::Held(text))),
@@ -454,7 +454,7 @@ fn nothing_to_plan(terms: &Terms<'_>) -> Result<Option<String>, JobError> {
             Listed::Skipped(skip) => *skipped.entry(skip).or_default() += 1,
         }
     }
-    let mut text = format!("no picture found in `{}`", terms.source.describe());
+    let mut text = format!("no picture found in `{}`", one_line(&terms.source.describe()));
     for (skip, count) in skipped {
         text.push_str(&format!("; {count} {}", skip.explain()));
     }
