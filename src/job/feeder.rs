@@ -41,8 +41,10 @@ pub(super) struct Feeder {
     pub(super) witness: Option<Key>,
 }
 
+/// What keeps a picture from being read at all.
+///
 /// Fixed sentences: numbers from the file may join them, paths and system texts may not.
-fn picture_fault(
+pub(super) fn picture_fault(
     object: &Object,
     max_file: u64,
     max_memory: u64,

@@ -155,7 +155,7 @@ pub(super) fn open_pictures(spec: &Spec, workers: usize) -> usize {
 ///
 /// # Errors
 /// [`JobError::Usage`] when not even one worker fits.
-fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
+pub(super) fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = spec.workers.unwrap_or(cores);
     let facts = &loaded.facts;
