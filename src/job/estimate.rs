@@ -1,6 +1,6 @@
 //! `haul plan --dry-run`: what a job would be and how long it would take, without writing anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use super::select::Names;
 use super::session::{Stdin, load_model, open_output, open_source, shares};
 use super::since::{Known, resolve};
 use super::spec::Spec;
+use super::strikes::quarantined;
 use crate::pool::{Budget, Pool, Work};
 use crate::store::{Listed, Object, Source, sha256};
 
@@ -82,10 +83,13 @@ pub fn dry_run(spec: &Spec) -> Result<Estimate, JobError> {
         }
     }
     add(cutter.finish(previous.as_deref()));
-    // What a run would not read is not tried either.
-    sample
-        .kept
-        .retain(|object| picture_fault(object, spec.max_file, spec.limits.max_memory).is_none());
+    // What a run would not read is not tried either. A picture that haul dies of here gets no
+    // strike, for nothing is written; one that runs have died of is left out.
+    let out = if job.is_some() { quarantined(&spec.output)? } else { BTreeSet::new() };
+    sample.kept.retain(|object| {
+        picture_fault(object, spec.max_file, spec.limits.max_memory).is_none()
+            && !out.contains(&object.key)
+    });
     let shares = shares(spec, &loaded)?;
     let pool = Pool::start(&loaded.engine, shares.workers, 2).map_err(JobError::Internal)?;
     let params = Arc::new(pool_params(spec, &loaded.facts));
