@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use common::binary::{
-    Haul, by_image, fill, folder, lines, model, parts, success, testdata, wait_for,
+    Haul, Ran, by_image, fill, folder, lines, model, parts, success, testdata, wait_for,
 };
 use haul::engine::{Precision, choose};
 use haul::kernels::Tier;
@@ -382,4 +382,30 @@ fn help_has_examples_and_the_exit_codes() {
     assert!(Haul::new("run").arg("--help").exits(0).stdout.contains("--if-locked skip"));
     assert!(Haul::new("completions").arg("bash").exits(0).stdout.contains("_haul()"));
     Haul::new("run").exits(2).says("--model is missing");
+}
+
+#[test]
+fn a_dry_run_reads_no_file_that_a_run_would_refuse() {
+    let photos = folder(3);
+    let huge = fs::File::create(photos.path().join("0/x.jpg")).unwrap();
+    huge.set_len(3 << 30).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    // Less than the file has.
+    let ran = std::process::Command::new("sh")
+        .args(["-c", "ulimit -v 2900000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_haul"), "plan"])
+        .args(["--dry-run", "--json", "--imgsz", "64", "--workers", "1", "--model"])
+        .arg(model())
+        .arg("--input")
+        .arg(photos.path())
+        .arg("--output")
+        .arg(root.path().join("out"))
+        .output();
+    let ran = Ran::of(ran.unwrap());
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let estimate: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((&estimate["plan"]["pictures"], &estimate["probed"]), (&4.into(), &3.into()));
+    // What no run could do is no estimate either.
+    let plan = Haul::new("plan").arg("--model").arg(model()).arg("--input").arg(photos.path());
+    let plan = plan.arg("--output").arg(root.path().join("out")).arg("--dry-run");
+    plan.args(["--memory-budget", "64MiB"]).exits(2).says("--memory-budget is 64 MiB");
 }

@@ -412,3 +412,40 @@ fn who_finds_the_output_held_leaves_its_reports_alone() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn no_name_gives_orders_to_those_who_read_the_log() {
+    const ODD: &str = "x\n::error::x\u{1b}[31m";
+    let photos = folder(1);
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let (out, foreign) = (at("out"), at("foreign"));
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join(ODD), b"").unwrap();
+    // Two columns that might hold the pictures, one that is not there, a prefix that lies nowhere.
+    fs::write(at("t.csv"), format!("image,path,\"{ODD}\"\na,b,c\n")).unwrap();
+    fs::write(at("u.csv"), format!("\"{ODD}\"\na\n")).unwrap();
+    fs::write(at("m.json"), json!([{"prefix": format!("{ODD}/")}]).to_string()).unwrap();
+    fs::write(at("job.toml"), "conf = 0.5\n::error::x\n").unwrap();
+    let run = |input: &Path| Haul::run(input, &out);
+    let odd_output = photos.path().join(format!("{ODD}/out"));
+    for (ran, named) in [
+        (run(&at("t.csv")), true),
+        (run(&at("u.csv")).args(["--key-column", "image"]), true),
+        (run(&at("m.json")), true),
+        (run(&at(ODD)), true),
+        (run(photos.path()).args(["--classes", ODD]), true),
+        (run(photos.path()).args(["--conf", "0.1", "--gate", &format!("class {ODD} == 0")]), true),
+        (Haul::run(photos.path(), &foreign), true),
+        (run(photos.path()).arg(at("job.toml")), false),
+        (Haul::new("resume").arg(&odd_output), true),
+    ] {
+        let ran = ran.exits(2);
+        let bad = |line: &str| line.starts_with("::") || line.contains('\u{1b}');
+        assert!(!ran.stderr.lines().any(bad), "{}", ran.stderr);
+        assert!(!named || ran.stderr.contains(r"x\n::error::x\u{1b}[31m"), "{}", ran.stderr);
+    }
+    // What a finished run says of where its results are.
+    let ran = Haul::run(photos.path(), &at(&format!("{ODD}-out"))).exits(0);
+    ran.says(r"results in ").says(r"x\n::error::x\u{1b}[31m-out");
+}

@@ -260,6 +260,12 @@ fn what_haul_died_of_twice_is_left_out_unread() {
     let text =
         format!("{twice}{{\"image\":\"0/00003.jpg\"}}\n{twice}{{\"image\":\"0/00003.jpg\"}}");
     fs::write(&strikes, &text).unwrap();
+    // A dry run leaves it out too, and writes nothing.
+    let plan =
+        Haul::new("plan").arg("-m").arg(model()).arg("-i").arg(photos.path()).arg("-o").arg(&out);
+    let ran = plan.args(["--imgsz", "64", "--dry-run", "--json"]).exits(0);
+    assert!(ran.stdout.contains("\"probed\": 6,"), "{}", ran.stdout);
+    assert_eq!(fs::read_to_string(&strikes).unwrap(), text);
     fs::remove_file(photos.path().join("1/00001.png")).unwrap();
     let ran = Haul::new("resume").arg(&out).exits(3).says("1 × quarantined");
     ran.says("at work on `0/00003.jpg`; it is tried once more");

@@ -11,6 +11,7 @@ use crate::job::{
     Ended, Exit, JobError, Line, Mode, Opened, Progress, Report, Session, Settings, Spec, Status,
     Terminal, Verbosity, drift, failures, open, tell,
 };
+use crate::store::one_line;
 
 /// How a command talks.
 #[derive(Debug, Args)]
@@ -185,7 +186,8 @@ fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, Jo
         }
         Opened::Job(session) if session.manifest.success()?.is_some() => {
             let status = finished(&session, mode)?;
-            let text = format!("`{output}` is finished, and nothing is new in its input");
+            let text =
+                one_line(&format!("`{output}` is finished, and nothing is new in its input"));
             (Exit::Done, complete(output, status), None, Some(text))
         }
         Opened::Job(session) => {

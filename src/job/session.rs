@@ -28,7 +28,7 @@ use crate::model;
 use crate::pool;
 use crate::store::{
     LARGEST_META, Listed, LocalSource, LocalStore, Lock, LockError, Skip, Source, SourceOptions,
-    Store, is_table, settled,
+    Store, is_manifest, is_table, one_line, settled,
 };
 
 /// The lock's name in an output.
@@ -155,7 +155,7 @@ pub(super) fn open_pictures(spec: &Spec, workers: usize) -> usize {
 ///
 /// # Errors
 /// [`JobError::Usage`] when not even one worker fits.
-fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
+pub(super) fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = spec.workers.unwrap_or(cores);
     let facts = &loaded.facts;
@@ -373,7 +373,7 @@ pub fn open_on(
     let names = Arc::new(Names::new(&spec)?);
     let lock = match lock(&spec) {
         Err(JobError::Lock(LockError::Held(holder))) => {
-            let text = format!("`{}` is in use by {holder}", spec.output.display());
+            let text = one_line(&format!("`{}` is in use by {holder}", spec.output.display()));
             return match spec.if_locked {
                 IfLocked::Skip => Ok(Opened::Skipped(format!("{text}; nothing to do here"))),
                 _ => Err(JobError::Lock(LockError::Held(text))),
@@ -495,7 +495,7 @@ fn nothing_to_plan(terms: &Terms<'_>) -> Result<Option<String>, JobError> {
             Listed::Skipped(skip) => *skipped.entry(skip).or_default() += 1,
         }
     }
-    let mut text = format!("no picture found in `{}`", terms.source.describe());
+    let mut text = format!("no picture found in `{}`", one_line(&terms.source.describe()));
     for (skip, count) in skipped {
         text.push_str(&format!("; {count} {}", skip.explain()));
     }

@@ -12,6 +12,7 @@ mod hash;
 mod key;
 mod local;
 mod sorter;
+mod text;
 
 pub use error::{Class, StoreError};
 pub use hash::{hex, sha256, sha256_of};
@@ -20,6 +21,7 @@ pub use local::{
     Disk, DiskFile, IdentityKind, LocalSource, LocalStore, Lock, LockError, SourceOptions,
     SystemDisk, annotated_name, is_manifest, is_table,
 };
+pub use text::one_line;
 
 pub(crate) use local::settled;
 

@@ -22,7 +22,7 @@ use super::line::Line;
 use super::report::Report;
 use super::survey::Survey;
 use super::terminal::Terminal;
-use crate::store::StoreError;
+use crate::store::{StoreError, one_line};
 
 /// So many failed pictures are named; the others are counted.
 pub const MOST_NAMED: usize = 100;
@@ -232,18 +232,6 @@ fn replace(path: &Path, text: &str) -> Result<(), JobError> {
     write().map_err(|error| StoreError::new("write", path, error).writing(text.len()).into())
 }
 
-/// Text that stays on its line: control characters as they are written in programs.
-fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c.is_control() {
-            true => line.extend(c.escape_default()),
-            false => line.push(c),
-        }
-    }
-    line
-}
-
 /// A picture that failed, on one line.
 fn failure(line: &Line) -> String {
     let (code, message) =
@@ -325,8 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn words_and_numbers_on_one_line() {
-        assert_eq!(one_line("a\nb\r\u{1b}[31m\u{85}ü"), r"a\nb\r\u{1b}[31m\u{85}ü");
+    fn numbers_for_people() {
         let counts = [0, 999, 1000, 1_234_567].map(grouped);
         assert_eq!(counts, ["0", "999", "1,000", "1,234,567"]);
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
 
-use crate::store::StoreError;
+use crate::store::{StoreError, one_line};
 
 /// The longest path that the system takes.
 const LONGEST_KEY: usize = 4096;
@@ -39,7 +39,9 @@ pub(super) fn has_suffix(path: &Path, suffixes: &[&str]) -> bool {
 
 /// An error in the list itself: the same list gives it again.
 pub(super) fn malformed(path: &Path, what: impl Into<String>) -> StoreError {
-    StoreError::new("read the list", path, io::Error::new(io::ErrorKind::InvalidData, what.into()))
+    // Columns, prefixes and keys are in it, as whoever wrote the list has named them.
+    let what = one_line(&what.into());
+    StoreError::new("read the list", path, io::Error::new(io::ErrorKind::InvalidData, what))
 }
 
 /// A key as lists name them: without `./` in front.
