@@ -258,6 +258,18 @@ fn what_is_still_denied_does_not_look_like_a_lost_disk() {
     let here = Path::new("/");
     Haul::run(&photos, &out).user(NOBODY).in_folder(here).exits(3).says("3 × denied");
     retry(&out, &again).user(NOBODY).in_folder(here).exits(3).says("3 × denied");
+    // So is what may not even be looked at, and what has no digest therefore.
+    open(&photos.join("1"), 0o744);
+    let list = photos.join("l.txt");
+    fs::write(&list, "0/00000.jpg\n1/00001.png\n2/00002.jpg\n").unwrap();
+    for (input, failed) in [(&photos, "3 × denied"), (&list, "2 × denied")] {
+        for identity in ["mtime", "sha256"] {
+            let out = desk.join(failed.replace(' ', "")).join(identity);
+            let run = Haul::run(input, &out).args(["--identity", identity]);
+            run.user(NOBODY).in_folder(here).exits(3).says(failed);
+        }
+    }
+    open(&photos.join("1"), 0o755);
     // Where the picture that could be read is gone as well, the disk is to blame.
     fs::remove_file(photos.join("2/00002.jpg")).unwrap();
     let ran = retry(&out, &desk.join("lost")).user(NOBODY).in_folder(here).exits(1);

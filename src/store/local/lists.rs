@@ -52,6 +52,32 @@ pub(super) fn plain(mut name: &[u8]) -> &[u8] {
     name
 }
 
+/// Reads a list of lines; gives each key to `take`.
+///
+/// # Errors
+/// What is wrong with it, with the number of the line.
+pub(super) fn read_lines(
+    lines: impl BufRead,
+    path: &Path,
+    mut take: impl FnMut(Vec<u8>) -> io::Result<()>,
+) -> Result<(), StoreError> {
+    let fault = |error| StoreError::new("read the list", path, error);
+    for (index, line) in lines.split(b'\n').enumerate() {
+        let line = line.map_err(fault)?;
+        let mut name = line.strip_suffix(b"\r").unwrap_or(&line);
+        if index == 0 {
+            name = name.strip_prefix("\u{feff}".as_bytes()).unwrap_or(name);
+        }
+        name = plain(name);
+        if !name.is_empty() {
+            check_key(name)
+                .map_err(|what| malformed(path, format!("line {} {what}", index + 1)))?;
+            take(name.to_vec()).map_err(fault)?;
+        }
+    }
+    Ok(())
+}
+
 /// What the system cannot have as a path, said before it is asked for.
 pub(super) fn check_key(key: &[u8]) -> Result<(), String> {
     if key.is_empty() {
