@@ -136,6 +136,24 @@ fn a_grown_folder_is_named_and_since_does_just_the_new_ones() {
 }
 
 #[test]
+fn since_a_plan_that_has_lost_a_segment_is_an_error() {
+    let photos = folder(70);
+    let root = tempfile::tempdir().unwrap();
+    let (out, next) = (root.path().join("out"), root.path().join("next"));
+    Haul::run(photos.path(), &out).args(["--max-images", "1"]).exits(0);
+    let since = || Haul::run(photos.path(), &next).arg("--since").arg(&out);
+    for segment in ["plan-00000000.jsonl", "plan-00000001.jsonl"] {
+        let path = out.join("_manifest").join(segment);
+        let text = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        since().exits(1).says(segment).says("is missing");
+        assert!(!next.join("_manifest/job.json").exists());
+        fs::write(&path, text).unwrap();
+    }
+    since().exits(0).says("0 planned");
+}
+
+#[test]
 fn new_deletes_only_what_haul_wrote() {
     let photos = folder(3);
     let root = tempfile::tempdir().unwrap();
