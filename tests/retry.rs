@@ -212,6 +212,39 @@ fn a_link_that_leaves_a_tree_needs_its_flag_still() {
 }
 
 #[test]
+fn a_link_to_the_input_that_leads_elsewhere_now_lets_nothing_out() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    fs::create_dir_all(at("data/1")).unwrap();
+    fill(&at("data/1"), 0..2);
+    fill(&at("data/2"), 0..2);
+    fs::copy(testdata("forms/jpeg-444.jpg"), at("secret.jpg")).unwrap();
+    symlink("../../secret.jpg", at("data/1/leaving.jpg")).unwrap();
+    symlink("data/1", at("latest")).unwrap();
+    Haul::run(at("latest"), &at("out")).exits(3).says("1 × outside_link");
+    fs::remove_file(at("latest")).unwrap();
+    symlink("data/2", at("latest")).unwrap();
+    retry(&at("out"), &at("again")).exits(3).says("1 × outside_link");
+    retry(&at("again"), &at("third")).exits(3).says("1 × outside_link");
+    fs::remove_file(at("latest")).unwrap();
+    retry(&at("out"), &at("fourth")).exits(3).says("1 × outside_link");
+
+    // What somebody named may lie anywhere.
+    fs::write(at("secret.jpg"), "no picture").unwrap();
+    let named = [
+        ("l.txt", "data/1/leaving.jpg\n".to_owned()),
+        ("m.json", "[{\"prefix\":\"data/1/\"},\"leaving.jpg\"]".to_owned()),
+    ];
+    for (list, text) in named {
+        fs::write(at(list), text).unwrap();
+        let (out, again) = (at(&format!("{list}-out")), at(&format!("{list}-again")));
+        Haul::run(at(list), &out).args(["--max-failures", "100%"]).exits(3);
+        fs::remove_file(at(list)).unwrap();
+        retry(&out, &again).exits(3).says("1 × not_an_image");
+    }
+}
+
+#[test]
 fn all_of_them_may_fail_again() {
     let root = tempfile::tempdir().unwrap();
     let photos = root.path().join("photos");

@@ -14,9 +14,9 @@ use super::exit::JobError;
 use super::line::Line;
 use super::manifest::{Manifest, part_name};
 use super::plan::{key_of, key_text};
-use super::session::{open_output, same_place};
+use super::session::{is_tree, open_output, same_place};
 use super::settings::Settings;
-use super::spec::{Input, Spec};
+use super::spec::Spec;
 use super::survey::Survey;
 use super::tally::Tally;
 use crate::store::{Key, LocalSource, Source, SourceOptions, StoreError};
@@ -148,8 +148,7 @@ impl Retry {
                 folder.display()
             )));
         }
-        // A list and a single picture lie in their folder; a tree is it.
-        let tree = matches!(&spec.input, Input::Path(path) if same_place(path, &folder));
+        let tree = is_tree(&spec.input, &folder);
         let options = SourceOptions {
             follow_symlinks: spec.follow_symlinks,
             identity: spec.identity,
