@@ -288,21 +288,37 @@ fn a_report_that_cannot_be_written_is_exit_1_and_the_job_is_complete() {
     let root = tempfile::tempdir().unwrap();
     let (out, reports) = (root.path().join("out"), root.path().join("reports"));
     fs::create_dir(&reports).unwrap();
+    let (metrics, told) = (root.path().join("haul.prom"), root.path().join("told"));
     let run = || {
-        let run = Haul::run(photos.path(), &out).args(["--max-images", "1"]);
-        run.arg("--junit").arg(reports.join("haul.xml"))
+        let run = Haul::run(photos.path(), &out).args(["--max-images", "1", "--github"]);
+        let run = run.arg("--junit").arg(reports.join("haul.xml"));
+        let run = run.arg("--prometheus").arg(&metrics).env("GITHUB_ACTIONS", "true");
+        run.env("GITHUB_OUTPUT", told.to_str().unwrap()).env("GITHUB_STEP_SUMMARY", "")
     };
     let mut child = run().slowly().spawn();
     wait_for(&out.join("_manifest/done/00000000.json"), &mut child);
     fs::remove_dir(&reports).unwrap();
     let ran = Ran::of(child.wait_with_output().unwrap());
     assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(ran.stdout.starts_with("::error title="), "{}", ran.stdout);
     ran.says("done: 8 planned").says("reports/haul.xml");
     assert_eq!(success(&out)["ok"], 8);
+    // What could be written does not say otherwise.
+    let text = fs::read_to_string(&metrics).unwrap();
+    assert!(text.lines().any(|line| line.ends_with("} 1") && line.contains("exit_code")), "{text}");
+    assert!(text.lines().any(|line| line.ends_with("} 1") && line.contains("complete")), "{text}");
+    assert!(fs::read_to_string(&told).unwrap().starts_with("exit_code=1\n"));
     // The next run writes it.
     fs::create_dir(&reports).unwrap();
     run().exits(0);
     assert_eq!(test_cases(&reports.join("haul.xml")), cases(&[("job", "")]));
+    // And if it is GitHub that cannot be told, the files say so.
+    let nowhere = root.path().join("none/summary");
+    let ran = run().env("GITHUB_STEP_SUMMARY", nowhere.to_str().unwrap()).exits(1);
+    assert!(ran.stdout.starts_with("::error title="), "{}", ran.stdout);
+    let said = test_cases(&reports.join("haul.xml"));
+    assert!(said[0].1.starts_with("failure: cannot append to `"), "{said:?}");
+    assert!(fs::read_to_string(&told).unwrap().contains("gates_broken=0\nexit_code=1\n"));
 }
 
 #[test]

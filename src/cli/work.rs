@@ -129,20 +129,20 @@ impl Ending {
         }
         let gates: Vec<String> = spec.gates.iter().map(|gate| gate.text().to_owned()).collect();
         let reason = self.error.as_ref().map(ToString::to_string);
-        let published = self.name_failures(spec).and_then(|()| {
-            let ended = Ended {
-                output: &spec.output,
-                exit: self.exit,
-                reason: reason.as_deref().or(terminal.reason()),
-                report: self.report.as_ref(),
-                failures: &self.failures,
-                gates: &gates,
-                time: SystemTime::now(),
-            };
-            spec.notices.publish(&ended, terminal)
-        });
-        let Err(error) = published else { return };
-        if matches!(self.exit, Exit::Done | Exit::SomeFailed | Exit::Gate) {
+        let named = self.name_failures(spec);
+        let fault = named.as_ref().err().map(ToString::to_string);
+        let ended = Ended {
+            output: &spec.output,
+            exit: self.exit,
+            reason: reason.as_deref().or(terminal.reason()),
+            report: self.report.as_ref(),
+            failures: &self.failures,
+            gates: &gates,
+            time: SystemTime::now(),
+        };
+        let ended = fault.as_deref().map_or(ended, |fault| ended.untold(fault));
+        let Err(error) = named.and(spec.notices.publish(&ended, terminal)) else { return };
+        if self.exit.complete() {
             self.exit = Exit::Failed;
             self.report.iter_mut().for_each(|report| report.exit = Exit::Failed as u8);
             self.error = Some(JobError::Internal(error.to_string()));
