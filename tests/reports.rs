@@ -279,7 +279,23 @@ fn places_where_no_report_can_be_are_refused_before_any_work() {
     junit(&out.join("haul.xml")).says("is in --output");
     junit(root.path()).says("it is a folder");
     junit(&root.path().join("none/haul.xml")).says("cannot write there");
+    // What is no plain file stays what it is.
+    let (link, pipe) = (root.path().join("link"), root.path().join("pipe"));
+    std::os::unix::fs::symlink("elsewhere", &link).unwrap();
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for path in [&link, &pipe, Path::new("/dev/stdout")] {
+        junit(path).says("it is a link, pipe, device or folder");
+        let run = Haul::run(photos.path(), &out).arg("--prometheus").arg(path);
+        run.exits(2).says("it is a link, pipe, device or folder");
+    }
     assert!(!out.exists());
+    Haul::run(photos.path(), &out).exits(0);
+    for path in [&link, &pipe, Path::new("/dev/stdout")] {
+        let export = Haul::new("export").arg(&out).args(["--to", "csv", "--dest"]).arg(path);
+        export.exits(2).says("it is a link, pipe, device or folder").says("- is stdout");
+    }
+    assert!(link.is_symlink() && fs::symlink_metadata(&pipe).unwrap().len() == 0);
+    assert!(!fs::symlink_metadata(&pipe).unwrap().is_file());
 }
 
 #[test]

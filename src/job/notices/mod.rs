@@ -129,6 +129,7 @@ impl Notices {
             if path.is_dir() {
                 return Err(wrong("it is a folder (name a file in it)".into()));
             }
+            check_target(path).map_err(|error| wrong(error.to_string()))?;
             temporary(path).map_err(|error| {
                 wrong(format!("cannot write there: {error} (is the folder there?)"))
             })?;
@@ -241,6 +242,17 @@ fn append(path: &Path, text: &str) -> Result<(), JobError> {
         .map_err(|error| StoreError::new("append to", path, error).into())
 }
 
+/// Refuses what a rename would take the place of though it is no file: links, pipes and devices.
+pub(super) fn check_target(path: &Path) -> std::io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.is_file() => Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            "it is a link, pipe, device or folder, and haul replaces plain files only",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// A file beside `path`, whose name ends in nothing that a collector of files looks for.
 fn temporary(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -254,6 +266,7 @@ fn replace(path: &Path, text: &str) -> Result<(), JobError> {
         file.write_all(text.as_bytes())?;
         // Temporary files are for their owner only; collectors run as somebody else.
         file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        check_target(path)?;
         file.persist(path).map_err(|error| error.error)?;
         Ok(())
     };
@@ -356,6 +369,11 @@ mod tests {
         }
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let link = dir.path().join("link.xml");
+        std::os::unix::fs::symlink("report.xml", &link).unwrap();
+        let error = replace(&link, "x").unwrap_err();
+        assert!(error.to_string().contains("it is a link, pipe"), "{error}");
+        assert!(link.is_symlink() && std::fs::read_to_string(&path).unwrap() == "two");
         let error = replace(&dir.path().join("none/report.xml"), "x").unwrap_err();
         assert!(error.to_string().contains("none/report.xml"), "{error}");
     }
