@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::work::{Talk, work};
+use super::work::{Talk, nothing, work};
 use crate::job::{CHOOSING, Exit, JobError, Mode, Retrial, Settings, retry};
 
 /// Run again only the pictures of an output that failed
@@ -44,10 +44,7 @@ impl Retry {
         match retry(&of, self.settings.relative_to(Path::new(""))?)? {
             // Its plan, once there is one, is all that counts, as for `resume`.
             Retrial::Job(spec) => work(*spec, Mode::Resume, &self.talk),
-            Retrial::Nothing(text) => {
-                self.talk.terminal().say(&text);
-                Ok(Exit::Done)
-            }
+            Retrial::Nothing(spec, text) => nothing(&spec, text, &self.talk),
         }
     }
 }
