@@ -163,6 +163,19 @@ fn programs_hear_why_a_run_ended() {
         assert_eq!((none, &error["code"]), (None, &json!(2)));
         assert!(error["message"].as_str().unwrap().contains(expected), "{error}");
     }
+    for (command, expected) in [
+        (Haul::new("run").arg(root.path().join("missing.toml")), "missing.toml"),
+        (Haul::new("resume").arg(&out), "holds no job of haul"),
+        (Haul::new("retry").arg(&out).arg("--output").arg(root.path().join("x")), "holds no job"),
+    ] {
+        let (none, error) = last_two(&command.args(["--progress", "json"]).exits(2).stdout);
+        assert_eq!((none, &error["code"]), (None, &json!(2)));
+        assert!(error["message"].as_str().unwrap().contains(expected), "{error}");
+    }
+    let asks = root.path().join("asks.toml");
+    fs::write(&asks, "progress = \"json\"\nconf = 2\n").unwrap();
+    last_two(&run().arg(&asks).exits(2).stdout);
+    last_two(&Haul::new("run").arg(&asks).exits(2).stdout);
     // Stopped by a threshold.
     let ran = run().args(["--max-failures", "0"]).exits(4);
     let (summary, error) = last_two(&ran.stdout);

@@ -54,14 +54,21 @@ pub(super) fn settings(
     Ok(settings)
 }
 
-/// Checks the settings. Who asked for messages in JSON hears of a mistake in them there, too.
-pub(super) fn spec(settings: Settings, talk: &Talk) -> Result<Spec, JobError> {
-    let json = settings.progress.as_deref() == Some("json");
-    Spec::new(settings).inspect_err(|error| {
-        let shown = if json { Progress::Json } else { Progress::None };
-        let failure = Some((error.exit() as u8, error.to_string()));
-        let failure = failure.as_ref().map(|(code, text)| (*code, text.as_str()));
-        talk.terminal().showing(shown).conclude(None, failure);
+/// Does what comes before there is a job to work on. Who asked for messages in JSON hears there, too,
+/// why it came to nothing; of a job to work on, `work` says how it ended.
+///
+/// `progress` is the flag; what is behind it, `prepare` may find in a file.
+pub(super) fn prepared<T>(
+    talk: &Talk,
+    mut progress: Option<String>,
+    prepare: impl FnOnce(&mut Option<String>) -> Result<T, JobError>,
+) -> Result<T, JobError> {
+    prepare(&mut progress).inspect_err(|error| {
+        if progress.as_deref() == Some("json") {
+            let text = error.to_string();
+            let failure = Some((error.exit() as u8, text.as_str()));
+            talk.terminal().showing(Progress::Json).conclude(None, failure);
+        }
     })
 }
 
