@@ -163,6 +163,19 @@ fn programs_hear_why_a_run_ended() {
         assert_eq!((none, &error["code"]), (None, &json!(2)));
         assert!(error["message"].as_str().unwrap().contains(expected), "{error}");
     }
+    for (command, expected) in [
+        (Haul::new("run").arg(root.path().join("missing.toml")), "missing.toml"),
+        (Haul::new("resume").arg(&out), "holds no job of haul"),
+        (Haul::new("retry").arg(&out).arg("--output").arg(root.path().join("x")), "holds no job"),
+    ] {
+        let (none, error) = last_two(&command.args(["--progress", "json"]).exits(2).stdout);
+        assert_eq!((none, &error["code"]), (None, &json!(2)));
+        assert!(error["message"].as_str().unwrap().contains(expected), "{error}");
+    }
+    let asks = root.path().join("asks.toml");
+    fs::write(&asks, "progress = \"json\"\nconf = 2\n").unwrap();
+    last_two(&run().arg(&asks).exits(2).stdout);
+    last_two(&Haul::new("run").arg(&asks).exits(2).stdout);
     // Stopped by a threshold.
     let ran = run().args(["--max-failures", "0"]).exits(4);
     let (summary, error) = last_two(&ran.stdout);
@@ -279,7 +292,23 @@ fn places_where_no_report_can_be_are_refused_before_any_work() {
     junit(&out.join("haul.xml")).says("is in --output");
     junit(root.path()).says("it is a folder");
     junit(&root.path().join("none/haul.xml")).says("cannot write there");
+    // What is no plain file stays what it is.
+    let (link, pipe) = (root.path().join("link"), root.path().join("pipe"));
+    std::os::unix::fs::symlink("elsewhere", &link).unwrap();
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for path in [&link, &pipe, Path::new("/dev/stdout")] {
+        junit(path).says("it is a link, pipe, device or folder");
+        let run = Haul::run(photos.path(), &out).arg("--prometheus").arg(path);
+        run.exits(2).says("it is a link, pipe, device or folder");
+    }
     assert!(!out.exists());
+    Haul::run(photos.path(), &out).exits(0);
+    for path in [&link, &pipe, Path::new("/dev/stdout")] {
+        let export = Haul::new("export").arg(&out).args(["--to", "csv", "--dest"]).arg(path);
+        export.exits(2).says("it is a link, pipe, device or folder").says("- is stdout");
+    }
+    assert!(link.is_symlink() && fs::symlink_metadata(&pipe).unwrap().len() == 0);
+    assert!(!fs::symlink_metadata(&pipe).unwrap().is_file());
 }
 
 #[test]
@@ -288,21 +317,37 @@ fn a_report_that_cannot_be_written_is_exit_1_and_the_job_is_complete() {
     let root = tempfile::tempdir().unwrap();
     let (out, reports) = (root.path().join("out"), root.path().join("reports"));
     fs::create_dir(&reports).unwrap();
+    let (metrics, told) = (root.path().join("haul.prom"), root.path().join("told"));
     let run = || {
-        let run = Haul::run(photos.path(), &out).args(["--max-images", "1"]);
-        run.arg("--junit").arg(reports.join("haul.xml"))
+        let run = Haul::run(photos.path(), &out).args(["--max-images", "1", "--github"]);
+        let run = run.arg("--junit").arg(reports.join("haul.xml"));
+        let run = run.arg("--prometheus").arg(&metrics).env("GITHUB_ACTIONS", "true");
+        run.env("GITHUB_OUTPUT", told.to_str().unwrap()).env("GITHUB_STEP_SUMMARY", "")
     };
     let mut child = run().slowly().spawn();
     wait_for(&out.join("_manifest/done/00000000.json"), &mut child);
     fs::remove_dir(&reports).unwrap();
     let ran = Ran::of(child.wait_with_output().unwrap());
     assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(ran.stdout.starts_with("::error title="), "{}", ran.stdout);
     ran.says("done: 8 planned").says("reports/haul.xml");
     assert_eq!(success(&out)["ok"], 8);
+    // What could be written does not say otherwise.
+    let text = fs::read_to_string(&metrics).unwrap();
+    assert!(text.lines().any(|line| line.ends_with("} 1") && line.contains("exit_code")), "{text}");
+    assert!(text.lines().any(|line| line.ends_with("} 1") && line.contains("complete")), "{text}");
+    assert!(fs::read_to_string(&told).unwrap().starts_with("exit_code=1\n"));
     // The next run writes it.
     fs::create_dir(&reports).unwrap();
     run().exits(0);
     assert_eq!(test_cases(&reports.join("haul.xml")), cases(&[("job", "")]));
+    // And if it is GitHub that cannot be told, the files say so.
+    let nowhere = root.path().join("none/summary");
+    let ran = run().env("GITHUB_STEP_SUMMARY", nowhere.to_str().unwrap()).exits(1);
+    assert!(ran.stdout.starts_with("::error title="), "{}", ran.stdout);
+    let said = test_cases(&reports.join("haul.xml"));
+    assert!(said[0].1.starts_with("failure: cannot append to `"), "{said:?}");
+    assert!(fs::read_to_string(&told).unwrap().contains("gates_broken=0\nexit_code=1\n"));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use common::binary::{Haul, by_image, concatenated, fill, lines, model, parts, success, testdata};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Keys that no text can say, or that break a list of lines.
@@ -80,7 +81,20 @@ fn exactly_the_failed_ones_are_tried_with_the_settings_of_then() {
     // A retry may be retried, and then nothing is left.
     retry(&same, &at("again")).exits(0);
     assert!(lines(&at("again")) == repaired);
-    retry(&at("again"), &at("no")).exits(0).says("none of the 6 pictures in");
+    let nothing = || retry(&at("again"), &at("no"));
+    nothing().exits(0).says("none of the 6 pictures in");
+    // Which is an end like others, with messages, reports and gates.
+    let report: Value = serde_json::from_str(&nothing().arg("--json").exits(0).stdout).unwrap();
+    assert_eq!((&report["state"], &report["planned"]), (&"done".into(), &0.into()));
+    let ran = nothing().args(["--progress", "json", "--gate", "pictures > 0"]).exits(6);
+    assert!(ran.stdout.contains("\"message_type\":\"summary\""), "{}", ran.stdout);
+    let (junit, metrics) = (at("haul.xml"), at("haul.prom"));
+    nothing().arg("--junit").arg(&junit).arg("--prometheus").arg(&metrics).exits(0);
+    assert!(fs::read_to_string(&junit).unwrap().contains("failures=\"0\""));
+    assert!(fs::read_to_string(&metrics).unwrap().contains("haul_run_exit_code"));
+    nothing().args(["--gate", "nonsense"]).exits(2).says("nonsense");
+    nothing().args(["--gate", "class unicorn > 0"]).exits(2).says("no class `unicorn`");
+    nothing().arg("--junit").arg(at("none/haul.xml")).exits(2).says("cannot write there");
     assert!(!at("no").exists(), "and nothing was written");
     assert!(parts(&out) == before, "what was retried stays as it was");
 }

@@ -26,6 +26,14 @@ pub enum Exit {
     Interrupted = 75,
 }
 
+impl Exit {
+    /// Whether everything that was asked for is committed.
+    #[must_use]
+    pub fn complete(self) -> bool {
+        matches!(self, Exit::Done | Exit::SomeFailed | Exit::Gate)
+    }
+}
+
 /// The table of exit codes for `--help`.
 pub const EXIT_HELP: &str = "\
 Exit codes:

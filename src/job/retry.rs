@@ -19,7 +19,7 @@ use super::settings::Settings;
 use super::spec::Spec;
 use super::survey::Survey;
 use super::tally::Tally;
-use crate::store::{Key, LocalSource, Source, SourceOptions, StoreError};
+use crate::store::{Key, LocalSource, Source, SourceOptions, StoreError, one_line};
 
 /// Settings that choose pictures. They were chosen when the other output was planned.
 pub const CHOOSING: [&str; 10] = [
@@ -55,8 +55,8 @@ pub struct Retry {
 pub enum Retrial {
     /// A job, new or begun.
     Job(Box<Spec>),
-    /// There is nothing to try again; says so.
-    Nothing(String),
+    /// There is nothing to try again, and these words say so.
+    Nothing(Box<Spec>, String),
 }
 
 /// Settles what it is to run the failed pictures of `of` again, with `flags` over its settings.
@@ -96,10 +96,6 @@ pub fn retry(of: &Path, flags: Settings) -> Result<Retrial, JobError> {
                 .job()?
                 .ok_or_else(|| JobError::Usage(format!("`{name}` holds no job of haul")))?;
             let success = manifest.success()?.ok_or_else(|| unfinished(&name))?;
-            if success.failed == 0 {
-                let text = format!("none of the {} pictures in `{name}` failed", success.planned);
-                return Ok(Retrial::Nothing(text));
-            }
             // What chose among all the pictures there were has done so, conditions on them mean
             // something else where all have failed before, and reports are the other job's.
             let base = Settings {
@@ -113,6 +109,13 @@ pub fn retry(of: &Path, flags: Settings) -> Result<Retrial, JobError> {
                 prometheus: None,
                 ..job.settings
             };
+            if success.failed == 0 {
+                let text = format!("none of the {} pictures in `{name}` failed", success.planned);
+                // What is asked for is wrong all the same, if it is.
+                let spec = Spec::new(flags.over(base))?;
+                Survey::on(manifest.store().clone())?.check_gates(&spec.gates)?;
+                return Ok(Retrial::Nothing(Box::new(spec), one_line(&text)));
+            }
             let (witness, witness_b64) = (None, None);
             (base, Retry { output: name, job: job.id, witness, witness_b64 })
         }
