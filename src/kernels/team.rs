@@ -78,6 +78,10 @@ pub fn no_hook(piece: &mut dyn FnMut()) {
 /// it does alone between two convolutions, and too short to be missed by another process.
 const PATIENCE: Duration = Duration::from_micros(100);
 
+/// How long a leader waits for the last pieces, if not twice as long as one of its own took, before
+/// it takes who does them to have lost the core.
+const STALL: Duration = Duration::from_millis(1);
+
 /// How often a leader looks for the end of the last pieces before it lets others have its core.
 const SPINS: usize = 20_000;
 
@@ -163,7 +167,7 @@ impl Team {
     pub fn lead<'a>(&'a self, hook: &'a Hook<'a>) -> Option<Lead<'a>> {
         let free = |slot: &&Slot| !slot.led.swap(true, Ordering::AcqRel);
         let slot = self.slots.iter().find(free)?;
-        Some(Lead { team: self, slot, hook })
+        Some(Lead { team: self, slot, hook, stalled: false })
     }
 
     /// Does pieces of whatever is offered, with `scratch` as this thread's own memory, until
@@ -227,6 +231,8 @@ pub struct Lead<'a> {
     team: &'a Team,
     slot: &'a Slot,
     hook: &'a Hook<'a>,
+    /// Somebody who was helping lost the core.
+    stalled: bool,
 }
 
 impl Lead<'_> {
@@ -234,6 +240,9 @@ impl Lead<'_> {
     /// who sleep.
     #[must_use]
     pub fn pieces(&self) -> usize {
+        if self.stalled && !self.team.always {
+            return 1;
+        }
         self.team.call();
         let helpers = match self.team.always {
             true => self.team.slots.len() - 1,
@@ -267,10 +276,13 @@ impl Lead<'_> {
         slot.job.store(&raw mut hooked, Ordering::Relaxed);
         // From here on others take pieces, and see what was stored before.
         slot.ticket.store(u64::from(pieces) << 32, Ordering::Release);
+        let mut longest = STALL;
         while let Some(piece) = slot.take() {
+            let start = Instant::now();
             slot.finish(|| job(scratch, piece));
+            longest = longest.max(2 * start.elapsed());
         }
-        let mut spins = 0;
+        let (mut spins, start) = (0, Instant::now());
         while slot.done.load(Ordering::Acquire) != pieces as usize {
             spins += 1;
             match spins < SPINS {
@@ -279,6 +291,9 @@ impl Lead<'_> {
                 false => std::thread::yield_now(),
             }
         }
+        // Others want the cores. Who has lost one would lose it again, for a time slice at each
+        // convolution, so that the rest of the picture is faster alone.
+        self.stalled |= start.elapsed() > longest;
         let panicked = slot.panicked.swap(false, Ordering::Relaxed);
         assert!(!panicked, "a thread of the team panicked");
     }
@@ -348,6 +363,7 @@ impl Drop for Crew {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
 
     #[test]
     fn shares_cover_everything_once() {
@@ -429,6 +445,43 @@ mod tests {
             scope.spawn(|| lead(1));
             lead(2);
         });
+    }
+
+    #[test]
+    fn who_waits_for_a_helper_without_a_core_goes_on_alone() {
+        let team = Team::new(NonZeroUsize::new(2).unwrap());
+        let mut lead = team.lead(&no_hook).unwrap();
+        let (me, own) = (std::thread::current().id(), Mutex::new(Duration::ZERO));
+        let (mut scratch, stop) = (Memory::new(1).unwrap(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut scratch, stopped) =
+                    (Memory::new(1).unwrap(), || stop.load(Ordering::Relaxed));
+                while !stopped() {
+                    team.assist(&mut scratch, &stopped);
+                }
+            });
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !lead.stalled && Instant::now() < deadline {
+                lead.run(2, &mut scratch, &|_, _| {
+                    let start = Instant::now();
+                    if std::thread::current().id() == me {
+                        std::thread::sleep(Duration::from_millis(1));
+                        *own.lock().unwrap() = start.elapsed();
+                    } else {
+                        // Long after the leader's is done.
+                        let own = *own.lock().unwrap();
+                        std::thread::sleep(Duration::from_millis(20) + 4 * own);
+                    }
+                });
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        let _awake = Count::of(&team.awake);
+        assert_eq!((lead.stalled, lead.pieces()), (true, 1));
+        drop(lead);
+        // The next picture is another matter.
+        assert!(team.lead(&no_hook).unwrap().pieces() > 1);
     }
 
     #[test]
