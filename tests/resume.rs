@@ -7,10 +7,29 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::binary::{
-    Haul, Ran, by_image, concatenated, fill, folder, model, parts, success, testdata, wait_for,
+    Haul, Ran, by_image, concatenated, fill, folder, lines, model, parts, success, testdata,
+    wait_for,
 };
 
 const SMALL_BATCHES: [&str; 2] = ["--max-images", "3"];
+
+/// At the end of a job, and in jobs of a few pictures, idle workers assist busy ones.
+#[test]
+fn bytes_do_not_depend_on_who_assists() {
+    let root = tempfile::tempdir().unwrap();
+    for count in [1, 2, 3, 5] {
+        let photos = folder(count);
+        let mut first = None;
+        for workers in ["1", "2", "4"] {
+            let out = root.path().join(format!("{count}-{workers}"));
+            let run = Haul::run(photos.path(), &out);
+            run.args(["--imgsz", "320", "--workers", workers]).exits(0);
+            let bytes = concatenated(&out);
+            assert_eq!(lines(&out).len(), count);
+            assert!(*first.get_or_insert_with(|| bytes.clone()) == bytes, "{count} {workers}");
+        }
+    }
+}
 
 #[test]
 fn bytes_do_not_depend_on_workers_mini_batches_or_budget() {
