@@ -245,7 +245,7 @@ fn planned_source(spec: &Spec, job: &Job, finished: bool) -> Result<Arc<dyn Sour
         match &spec.input {
             // There is nothing left to read, and so any folder will do.
             _ if finished => folder = &spec.output,
-            // It may have a name that job.json cannot say, or be elsewhere now, behind a link.
+            // It may have a name that job.json cannot say, and be reached by a link.
             Input::Path(_) if spec.retry.is_none() => {
                 let source = open_source(spec, None)?;
                 same_folder(job, spec, &*source)?;
