@@ -409,3 +409,44 @@ fn a_dry_run_reads_no_file_that_a_run_would_refuse() {
     let plan = plan.arg("--output").arg(root.path().join("out")).arg("--dry-run");
     plan.args(["--memory-budget", "64MiB"]).exits(2).says("--memory-budget is 64 MiB");
 }
+
+#[test]
+fn a_plan_takes_from_a_job_file_what_is_for_runs_and_no_such_flag() {
+    let photos = folder(2);
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let out = at("out");
+    let plan = || {
+        let plan = Haul::new("plan").arg("-m").arg(model()).arg("-i").arg(photos.path());
+        plan.arg("-o").arg(&out).args(["--imgsz", "64"])
+    };
+    for flags in [
+        &["--junit", "x.xml"][..],
+        &["--prometheus", "x.prom"],
+        &["--github"],
+        &["--progress", "json"],
+        &["--max-runtime", "1h"],
+    ] {
+        for more in [&[][..], &["--dry-run"]] {
+            let expected = format!("{} does not go with plan", flags[0]);
+            plan().args(flags).args(more).exits(2).says(&expected);
+        }
+        let help = Haul::new("plan").arg("--help").exits(0).stdout;
+        assert!(!help.contains(flags[0]), "{help}");
+    }
+    // What `resume` would refuse is refused before there is a job.
+    fs::write(at("bad.toml"), "junit = 'none/haul.xml'").unwrap();
+    plan().arg(at("bad.toml")).exits(2).says("cannot write there");
+    assert!(!out.exists());
+    fs::write(at("good.toml"), "junit = 'haul.xml'\nmax_runtime = '1h'").unwrap();
+    plan().arg(at("good.toml")).exits(0);
+    assert!(!at("haul.xml").exists());
+    Haul::new("resume").arg(&out).exits(0);
+    assert!(at("haul.xml").exists());
+    // Outputs that do not count are named by a dry run, too.
+    fs::create_dir(at("all")).unwrap();
+    plan().arg("-o").arg(at("all/unfinished")).exits(0);
+    let since = format!("{}/", at("all").display());
+    let plan = plan().arg("-o").arg(at("all/next")).args(["--dry-run", "--since", &since]);
+    plan.exits(0).says("warning: --since: `").says("all/unfinished` is not finished");
+}

@@ -15,10 +15,11 @@ use super::plan::{Cutter, PlanSummary, Segment};
 use super::planner::Terms;
 use super::runner::pool_params;
 use super::select::Names;
-use super::session::{load_model, open_output, open_source, shares};
+use super::session::{load_model, open_output, open_source, shares, unfinished};
 use super::since::{Known, resolve};
 use super::spec::Spec;
 use super::strikes::quarantined;
+use super::terminal::Terminal;
 use crate::pool::{Budget, Pool, Work};
 use crate::store::{Listed, Object, Source, sha256};
 
@@ -47,13 +48,17 @@ pub struct Estimate {
 ///
 /// # Errors
 /// When model or input cannot be read.
-pub fn dry_run(spec: &Spec) -> Result<Estimate, JobError> {
+pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
     // A job that is there already goes on in its own arithmetic.
     let job = Manifest::new(open_output(&spec.output)).job()?;
     let loaded = load_model(spec, job.as_ref().and_then(numeric_class))?;
     let source = open_source(spec, None)?;
     let names = Names::new(spec)?;
-    let known = Known::open(&resolve(&spec.since, &spec.output)?.ancestors)?;
+    let resolved = resolve(&spec.since, &spec.output)?;
+    for name in &resolved.unfinished {
+        terminal.warn(&unfinished(name));
+    }
+    let known = Known::open(&resolved.ancestors)?;
     let terms = Terms {
         source: &*source,
         select: &names,

@@ -419,7 +419,7 @@ pub fn open_on(
         None => {
             let resolved = resolve(&spec.since, &spec.output)?;
             for name in &resolved.unfinished {
-                terminal.warn(&format!("--since: `{name}` is not finished and is left out"));
+                terminal.warn(&unfinished(name));
             }
             resolved.ancestors
         }
@@ -484,6 +484,11 @@ pub fn open_on(
         shares,
         _lock: lock,
     })))
+}
+
+/// What is said of an output that does not count for `--since DIR/`.
+pub(super) fn unfinished(name: &str) -> String {
+    format!("--since: `{name}` is not finished and is left out")
 }
 
 /// Says so if the input has no picture.
