@@ -40,7 +40,9 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
         let terminal = self.talk.terminal();
-        let spec = Spec::new(settings(self.settings, self.job.as_deref(), &terminal)?)?;
+        let settings = settings(self.settings, self.job.as_deref(), &terminal)?;
+        // A plan is everybody's; a job file that shares out the work may be planned, too.
+        let spec = Spec::new(Settings { shard: None, ..settings })?;
         if self.dry_run {
             let estimate = dry_run(&spec)?;
             terminal.say(&text(&estimate.plan));

@@ -185,8 +185,10 @@ fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, Jo
         }
         Opened::Job(session) if session.manifest.success()?.is_some() => {
             let status = finished(&session, mode)?;
+            let survey = crate::job::Survey::open(&session.spec.output)?;
+            let shard = session.shard.map(|shard| survey.share(shard)).transpose()?;
             let text = format!("`{output}` is finished, and nothing is new in its input");
-            (Exit::Done, complete(output, status), None, Some(text))
+            (Exit::Done, Report { shard, ..complete(output, status) }, None, Some(text))
         }
         Opened::Job(session) => {
             let outcome = crate::job::run(*session, &signals, terminal)?;
@@ -195,7 +197,7 @@ fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, Jo
         }
     };
     // Before it is complete, a job has nothing yet that a gate could be held against.
-    if matches!(exit, Exit::Done | Exit::SomeFailed) {
+    if matches!(exit, Exit::Done | Exit::SomeFailed) && report.is_complete() {
         exit = report.hold_against(&gates);
     }
     let text = match said {

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::exit::JobError;
+use super::shard::check_job_file;
 use super::transform;
 
 /// Declares [`Settings`] together with the table of its names, so that they cannot disagree.
@@ -136,6 +137,9 @@ settings! {
     #[arg(long, value_name = "TIME", help_heading = "Limits")]
     max_runtime: String,
 
+    /// Work on one share of the mini-batches: i/N; auto, as the scheduler says; auto/N
+    #[arg(long, value_name = "i/N|auto", help_heading = "Resources")]
+    shard: String,
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N", help_heading = "Resources")]
     workers: usize,
@@ -212,6 +216,7 @@ impl Settings {
         let settings: Settings = table
             .try_into()
             .map_err(|e: toml::de::Error| wrong(e.to_string().trim().to_owned()))?;
+        check_job_file(settings.shard.as_deref()).map_err(wrong)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         settings.relative_to(folder)
     }
@@ -329,6 +334,8 @@ mod tests {
         assert_eq!(settings.include.unwrap(), ["*.jpg"]);
         assert_eq!(settings.conf, None);
         assert!(read("conf = 'high'").unwrap_err().contains("conf"));
+        assert_eq!(read("shard = 'auto'").unwrap().shard.unwrap(), "auto");
+        assert!(read("shard = '1/2'").unwrap_err().contains("`shard` is `1/2`: in a job file"));
     }
 
     #[test]
