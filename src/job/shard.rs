@@ -149,7 +149,12 @@ struct Engine {
     partly: bool,
 }
 
-const fn engine(name: &'static str, index: &'static str, first: u32, count: &'static str) -> Engine {
+const fn engine(
+    name: &'static str,
+    index: &'static str,
+    first: u32,
+    count: &'static str,
+) -> Engine {
     Engine { name, index, first: First::Is(first), count: Some(count), partly: false }
 }
 
@@ -249,7 +254,8 @@ fn find(
             ShardArray::of(engine, count, || first(engine, count, variables))?
         }
         (_, None, None) => {
-            let name = engine.count.map_or("no variable of it".to_owned(), |name| format!("no {name}"));
+            let name =
+                engine.count.map_or("no variable of it".to_owned(), |name| format!("no {name}"));
             return Err(usage(format!(
                 "--shard auto: {} says {}={index}, and {name} how many there are (--shard auto/N \
                  says it, or --shard i/N)",
@@ -308,7 +314,9 @@ fn first(engine: &Engine, count: u32, variables: &Variables<'_>) -> Result<u32, 
     })?;
     let last = number(variables, "SLURM_ARRAY_TASK_MAX")?;
     // Whoever took every tenth number would have nine of ten shards that nobody works on.
-    if last.is_some_and(|last| last.checked_sub(first).and_then(|n| n.checked_add(1)) != Some(count)) {
+    if last
+        .is_some_and(|last| last.checked_sub(first).and_then(|n| n.checked_add(1)) != Some(count))
+    {
         return Err(usage(format!(
             "--shard auto: the {count} indices of this array of {} have gaps; give a range such as \
              1-{count}, or --shard i/N",
@@ -378,8 +386,25 @@ mod tests {
     #[test]
     fn wrong_forms_are_refused() {
         for wrong in [
-            "", "0/3", "4/3", "a/b", "1", "1/", "/3", "1/3/5", "-1/3", "+1/3", " 1/3", "1/0", "Auto",
-            "auto/", "auto/0", "auto/x", "1/1000001", "auto/1000001", "1/99999999999",
+            "",
+            "0/3",
+            "4/3",
+            "a/b",
+            "1",
+            "1/",
+            "/3",
+            "1/3/5",
+            "-1/3",
+            "+1/3",
+            " 1/3",
+            "1/0",
+            "Auto",
+            "auto/",
+            "auto/0",
+            "auto/x",
+            "1/1000001",
+            "auto/1000001",
+            "1/99999999999",
         ] {
             let error = wrong.parse::<ShardChoice>().unwrap_err().to_string();
             assert!(error.starts_with(&format!("--shard is `{wrong}`; it is i/N")), "{error}");
@@ -405,10 +430,7 @@ mod tests {
         ];
         let cases: &[(&str, &[(&str, &str)])] = &[
             ("Slurm", &slurm),
-            (
-                "AWS Batch",
-                &[("AWS_BATCH_JOB_ARRAY_INDEX", "2"), ("AWS_BATCH_JOB_ARRAY_SIZE", "5")],
-            ),
+            ("AWS Batch", &[("AWS_BATCH_JOB_ARRAY_INDEX", "2"), ("AWS_BATCH_JOB_ARRAY_SIZE", "5")]),
             ("Google Cloud Batch", &[("BATCH_TASK_INDEX", "2"), ("BATCH_TASK_COUNT", "5")]),
             ("Cloud Run", &[("CLOUD_RUN_TASK_INDEX", "2"), ("CLOUD_RUN_TASK_COUNT", "5")]),
             ("GitLab", &[("CI_NODE_INDEX", "3"), ("CI_NODE_TOTAL", "5")]),
@@ -446,7 +468,11 @@ mod tests {
         let first = find_in(Some(5), None, &[("JOB_COMPLETION_INDEX", "0")]).unwrap();
         let later = find_in(None, first.array, &[("JOB_COMPLETION_INDEX", "4")]).unwrap();
         assert_eq!(later.shard.to_string(), "5/5");
-        assert!(later.said.ends_with("5 shards, as in the first run of this job"), "{}", later.said);
+        assert!(
+            later.said.ends_with("5 shards, as in the first run of this job"),
+            "{}",
+            later.said
+        );
         assert_eq!(later.array, None);
         // A count without an index is what GitLab says of every job.
         assert!(text(find_in(None, None, &[("CI_NODE_TOTAL", "1")])).contains("CI_NODE_INDEX"));

@@ -420,7 +420,11 @@ impl<'a> Dispatcher<'a> {
         report.batches = report.batches.max(report.committed);
         report.shard = self.session.shard.map(|shard| {
             let share = std::mem::take(&mut self.share);
-            Share { shard: shard.to_string(), planned: self.share_listed.load(Ordering::Relaxed), ..share }
+            Share {
+                shard: shard.to_string(),
+                planned: self.share_listed.load(Ordering::Relaxed),
+                ..share
+            }
         });
         report.given_up = self.given_up;
         report.adopted = self.adopted;
@@ -460,7 +464,7 @@ impl<'a> Dispatcher<'a> {
             pool.stop(Duration::from_secs(1));
         }
         let lock = self.session.lock.as_ref();
-        let alone = lock.map_or(Ok(self.session.shard.is_none()), Lock::is_alone);
+        let alone = lock.map_or(Ok(self.session.shard.is_none()), Lock::leave);
         // Where that cannot be told, an empty file stays: it means the same as none.
         if alone.unwrap_or(false) {
             self.strikes.tidy();

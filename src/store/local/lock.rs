@@ -164,6 +164,26 @@ impl Lock {
         Ok(self.shard.is_none() || (self.set(libc::F_WRLCK, DOOR)? && !self.is_held(&SHARDS)?))
     }
 
+    /// Ends a shard's hold and waits for the door: whether nobody is left here, and nobody gets in
+    /// before [`Lock::open_door`]. Of several that end at once, the last one hears that. A whole run
+    /// goes on holding what it holds.
+    ///
+    /// # Errors
+    /// When the file system fails to say so.
+    pub fn leave(&self) -> Result<bool, LockError> {
+        let Some((index, count)) = self.shard else { return Ok(true) };
+        self.set(libc::F_UNLCK, byte_of(index, count))?;
+        let start = Instant::now();
+        while !self.set(libc::F_WRLCK, DOOR)? {
+            // Also for a whole run that has come in meanwhile.
+            if self.is_held(&SHARDS)? || start.elapsed() >= DOOR_PATIENCE {
+                return Ok(false);
+            }
+            std::thread::sleep(KNOCK);
+        }
+        Ok(!self.is_held(&SHARDS)?)
+    }
+
     /// Lets other shards in. What a whole run holds is held until it ends.
     ///
     /// # Errors
@@ -201,9 +221,10 @@ impl Lock {
     /// any shard that is still there, else a whole run.
     fn holder(&mut self) -> String {
         let mut text = String::new();
-        let read = self.file.rewind().and_then(|()| {
-            Read::by_ref(&mut self.file).take(1 << 20).read_to_string(&mut text)
-        });
+        let read = self
+            .file
+            .rewind()
+            .and_then(|()| Read::by_ref(&mut self.file).take(1 << 20).read_to_string(&mut text));
         let nobody = "somebody (the lock file does not say who)".to_owned();
         let (Ok(_), Some(first)) = (read, text.lines().find(|line| !line.trim().is_empty())) else {
             return nobody;
@@ -340,5 +361,13 @@ mod tests {
             assert!(!second.join().unwrap());
         });
         assert!(first.is_alone().unwrap(), "the second one has gone");
+        first.open_door().unwrap();
+
+        let second = shard(&path, 2, 2).unwrap();
+        assert!(!first.leave().unwrap());
+        first.open_door().unwrap();
+        assert!(second.leave().unwrap(), "the last one");
+        second.open_door().unwrap();
+        Lock::acquire(&path, Duration::ZERO).unwrap();
     }
 }
