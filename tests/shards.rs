@@ -33,9 +33,10 @@ const VARIABLES: [&str; 17] = [
     "BUILDKITE_PARALLEL_JOB_COUNT",
 ];
 
-/// Mini-batches of two pictures.
+/// Mini-batches of two pictures, in the arithmetic that the slow kernels have too.
 fn haul(photos: &Path, out: &Path) -> Haul {
-    Haul::run(photos, out).args(["--max-images", "2"]).without_env(&VARIABLES)
+    let run = Haul::run(photos, out).without_env(&VARIABLES);
+    run.args(["--max-images", "2", "--precision", "f32"])
 }
 
 fn shard(photos: &Path, out: &Path, shard: &str) -> Haul {
@@ -415,7 +416,7 @@ fn what_cannot_be_a_shard_is_refused_before_anything_is_written() {
     }
     // What a run prints as a job file is one; and a resume without --shard does everything.
     let config = shard(photos.path(), &out, "1/2").arg("--print-config").exits(0).stdout;
-    assert!(!config.contains("shard"), "{config}");
+    assert!(!config.lines().any(|line| line.starts_with("shard")), "{config}");
     let other = root.path().join("other");
     shard(photos.path(), &other, "2/2").exits(0);
     Haul::new("resume").arg(&other).exits(0);
