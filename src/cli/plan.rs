@@ -14,12 +14,12 @@ use crate::store::Skip;
 
 /// Settings of how a run talks, ends and reports. A plan has none of that; a job file may hold them
 /// for the runs.
-const OF_RUNS: [&str; 5] = ["max_runtime", "junit", "github", "prometheus", "progress"];
+const OF_RUNS: [&str; 6] = ["max_runtime", "shard", "junit", "github", "prometheus", "progress"];
 
 /// Freeze a job's plan without running it
 ///
-/// The same flags as `run`, but for those that only a run has: a job file may hold these. With --dry-run nothing is written, and a few pictures are tried to
-/// estimate the time.
+/// The same flags as `run`, but for those that only a run has: a job file may hold these. With
+/// --dry-run nothing is written, and a few pictures are tried to estimate the time.
 #[derive(Debug, Args)]
 #[command(
     args_override_self = true,
@@ -57,7 +57,9 @@ impl Plan {
                 key.replace('_', "-")
             )));
         }
-        let spec = Spec::new(settings(self.settings, self.job.as_deref(), &terminal)?)?;
+        let settings = settings(self.settings, self.job.as_deref(), &terminal)?;
+        // A plan is everybody's; a job file that shares out the work may be planned, too.
+        let spec = Spec::new(Settings { shard: None, ..settings })?;
         if self.dry_run {
             let estimate = dry_run(&spec, &terminal)?;
             terminal.say(&text(&estimate.plan));

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::print;
 use super::work::{Talk, prepared, settings, work};
-use crate::job::{Exit, JobError, Manifest, Mode, Settings, Spec, open_output};
+use crate::job::{Exit, JobError, Manifest, Mode, Settings, ShardChoice, Spec, open_output};
 
 /// Run a job: a new one, or what is left of it
 ///
@@ -23,6 +23,7 @@ Examples:
   haul run nightly.toml --since outputs/ --output outputs/2026-01-02   # only what is new
   haul run nightly.toml --if-locked skip                               # in cron
   haul run nightly.toml --max-runtime 6h                               # until the morning
+  haul run job.toml --shard 2/3                                        # one of three machines
   haul run job.toml --gate 'errors < 2%' --gate 'class person == 0' --junit haul.xml"
 )]
 pub(super) struct Run {
@@ -60,6 +61,9 @@ pub(super) struct Resume {
     /// The checkpoint, if it has moved; its contents must be the same
     #[arg(long, short, value_name = "FILE")]
     model: Option<PathBuf>,
+    /// Work on one share of the mini-batches: i/N; auto, as the scheduler says; auto/N
+    #[arg(long, value_name = "i/N|auto")]
+    shard: Option<String>,
     /// Worker threads
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
@@ -108,7 +112,10 @@ impl Run {
             Spec::new(given)
         })?;
         if self.print_config {
-            let text = toml::to_string(&spec.settings)
+            // Which shard this is would be refused in a job file.
+            let named = matches!(spec.shard, Some(ShardChoice::Named(_)));
+            let shard = spec.settings.shard.clone().filter(|_| !named);
+            let text = toml::to_string(&Settings { shard, ..spec.settings })
                 .map_err(|error| JobError::Internal(format!("cannot write TOML: {error}")))?;
             print(&text)?;
             return Ok(Exit::Done);
@@ -133,6 +140,7 @@ impl Resume {
         let flags = Settings {
             model: self.model.clone(),
             output: Some(self.output.clone()),
+            shard: self.shard.clone(),
             workers: self.workers,
             memory_budget: self.memory_budget.clone(),
             max_failures: self.max_failures.clone(),

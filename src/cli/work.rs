@@ -138,7 +138,7 @@ impl Ending {
     fn of(gates: &[Gate], exit: Exit, mut report: Report, said: Option<String>) -> Ending {
         // Before it is complete, a job has nothing yet that a gate could be held against.
         let exit = match exit {
-            Exit::Done | Exit::SomeFailed => report.hold_against(gates),
+            Exit::Done | Exit::SomeFailed if report.is_complete() => report.hold_against(gates),
             other => other,
         };
         let text = match said {
@@ -226,9 +226,12 @@ fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, Jo
         Opened::Nothing(text) => done(Status::default(), text),
         Opened::Job(session) if session.manifest.success()?.is_some() => {
             let status = finished(&session, mode)?;
+            let survey = crate::job::Survey::open(&session.spec.output)?;
+            let shard = session.shard.map(|shard| survey.share(shard)).transpose()?;
             let text =
                 one_line(&format!("`{output}` is finished, and nothing is new in its input"));
-            done(status, text)
+            let report = Report { shard, ..complete(output, status) };
+            Ending::of(&gates, Exit::Done, report, Some(text))
         }
         Opened::Job(session) => {
             let outcome = crate::job::run(*session, &signals, terminal)?;

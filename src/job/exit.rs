@@ -37,7 +37,7 @@ impl Exit {
 /// The table of exit codes for `--help`.
 pub const EXIT_HELP: &str = "\
 Exit codes:
-  0    all committed, no picture failed
+  0    all committed, no picture failed (with --shard, here and at 3: of its share)
   1    unexpected or transient (disk full, timeout): running again may help
   2    usage, configuration, model, another fingerprint, permissions
   3    all committed, but some pictures failed (their lines say why; a gate on errors can allow it)

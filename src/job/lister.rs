@@ -19,6 +19,8 @@ pub(super) struct Lister {
     pub(super) stop: Arc<AtomicBool>,
     /// Pictures planned so far.
     pub(super) listed: Arc<AtomicU64>,
+    /// Those of them that are in this run's share.
+    pub(super) share: Arc<AtomicU64>,
     /// Time spent on it.
     pub(super) nanos: Arc<AtomicU64>,
 }
@@ -40,6 +42,10 @@ impl Lister {
             let nanos = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
             self.nanos.fetch_add(nanos, Ordering::Relaxed);
             self.listed.store(planner.summary().pictures, Ordering::Relaxed);
+            let batches = segment.iter().flat_map(|segment| &segment.batches);
+            let mine = batches.filter(|batch| self.session.has(batch.id));
+            let pictures: u64 = mine.map(|batch| batch.objects.len() as u64).sum();
+            self.share.fetch_add(pictures, Ordering::Relaxed);
             if segment.is_none() {
                 self.session.manifest.put_plan(planner.summary())?;
                 return failpoint::hit("after_plan").map_err(JobError::Internal);

@@ -16,6 +16,7 @@ use super::line::{BoxUnit, longest_line};
 use super::plan::{Batch, PlanSummary};
 use super::retry::Retry;
 use super::settings::Settings;
+use super::shard::ShardArray;
 use super::strikes::STRIKES;
 use super::tally::Tally;
 use crate::failpoint;
@@ -26,6 +27,7 @@ pub const MANIFEST_SCHEMA: &str = "haul.manifest/1";
 
 const JOB: &str = "_manifest/job.json";
 const PLAN: &str = "_manifest/plan.json";
+const SHARDS: &str = "_manifest/shards.json";
 const SUCCESS: &str = "_SUCCESS.json";
 const DONE: &str = "_manifest/done";
 const FAILED: &str = "_manifest/failed";
@@ -326,6 +328,22 @@ impl Manifest {
         self.put_json(PLAN, plan, |there| there == plan)
     }
 
+    /// What the first array of shards was, if one has left it.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    pub fn shards(&self) -> Result<Option<ShardArray>, JobError> {
+        self.read_json(SHARDS)
+    }
+
+    /// Publishes what the first array of shards is.
+    ///
+    /// # Errors
+    /// When another one is there.
+    pub fn put_shards(&self, array: &ShardArray) -> Result<(), JobError> {
+        self.put_json(SHARDS, array, |there| there == array)
+    }
+
     /// The success marker, if there is one.
     ///
     /// # Errors
@@ -566,7 +584,7 @@ impl Manifest {
         };
         delete(ours(FAILED, &is_failure)?)?;
         delete(vec![STRIKES.into()])?;
-        delete(vec![PLAN.into()])?;
+        delete(vec![PLAN.into(), SHARDS.into()])?;
         let manifest = self.store.list(Path::new("_manifest"))?;
         // A chain without its end is still a chain; one with a gap is not.
         for name in manifest.iter().rev().filter(|n| number(n, "plan-", ".jsonl").is_some()) {

@@ -27,6 +27,7 @@ mod sample;
 mod select;
 mod session;
 mod settings;
+mod shard;
 mod since;
 mod spec;
 mod strikes;
@@ -51,7 +52,7 @@ pub use notices::{Ended, Gate, GateResult, MOST_NAMED, Notices, Totals, failures
 pub use pack::{CheckedPack, MadePack, check_packs, pack_model};
 pub use plan::{Batch, Caps, Cutter, PLAN_SCHEMA, PlanSummary, Segment, segment_name};
 pub use planner::{Drift, Planner, Terms, drift};
-pub use report::{Report, Stages};
+pub use report::{Report, Share, Stages};
 pub use retry::{CHOOSING, Retrial, Retry, retry};
 pub use runner::{Outcome, run};
 pub use sample::Sample;
@@ -60,6 +61,7 @@ pub use session::{
     Load, Loaded, Mode, Opened, Session, load_model, open, open_on, open_output, open_source,
 };
 pub use settings::Settings;
+pub use shard::{Shard, ShardArray, ShardChoice};
 pub use since::Known;
 pub use spec::{IfLocked, Input, MaxFailures, Spec};
 pub use survey::{State, Status, Survey};

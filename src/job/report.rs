@@ -36,6 +36,23 @@ pub struct Stages {
     pub memory: f64,
 }
 
+/// What a shard's run had to do: its share of the job.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Share {
+    /// `i/N`.
+    pub shard: String,
+    /// Pictures in it, as far as the plan goes.
+    pub planned: u64,
+    /// Pictures committed with detections, maybe none.
+    pub ok: u64,
+    /// Pictures committed with an error.
+    pub failed: u64,
+    /// Mini-batches in it.
+    pub batches: u64,
+    /// Mini-batches committed.
+    pub committed: u64,
+}
+
 /// What a run did, and what the job amounts to now.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -43,13 +60,18 @@ pub struct Report {
     pub output: String,
     /// Where annotated pictures are, if they were asked for.
     pub annotated: Option<String>,
-    /// `done`, `interrupted`, `stopped`, `failed`, `skipped` (another run holds the output).
+    /// `done`, `share done` (a shard's, and others are still missing), `interrupted`, `stopped`,
+    /// `failed`, `skipped` (another run holds the output).
     pub state: String,
     /// The exit code.
     pub exit: u8,
     /// Why the run was stopped, if it stopped itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// This run's share of the job, with `--shard`. All other numbers are of the whole job, as far
+    /// as this run has seen it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Share>,
     /// Pictures planned, as far as the plan goes.
     pub planned: u64,
     /// Whether the plan is complete.
@@ -95,7 +117,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Holds a complete job against its gates, and gives the exit code that comes of it.
+    /// Holds a complete job against its gates, and gives the exit code that comes of it. A picture
+    /// that failed in another shard is that shard's to tell.
     pub fn hold_against(&mut self, gates: &[Gate]) -> Exit {
         let totals = Totals {
             pictures: self.planned,
@@ -103,10 +126,19 @@ impl Report {
             errors: &self.errors,
             classes: &self.classes,
         };
-        let (results, exit) = judge(gates, &totals);
+        let (results, mut exit) = judge(gates, &totals);
         self.gates = results;
+        if exit == Exit::SomeFailed && self.shard.as_ref().is_some_and(|share| share.failed == 0) {
+            exit = Exit::Done;
+        }
         self.exit = exit as u8;
         exit
+    }
+
+    /// Whether the whole job is complete, not a share of it only.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.state == "done"
     }
 
     /// Fills in the sentence that says what bounded the run.
@@ -167,6 +199,17 @@ impl Report {
             "{}: {} planned{complete}, {} ok, {} failed, {} of {} mini-batches committed",
             self.state, self.planned, self.ok, self.failed, self.committed, self.batches
         ));
+        if let Some(share) = &self.shard {
+            let Share { shard, planned, ok, failed, batches, committed } = share;
+            line(format_args!(
+                "shard {shard}: {planned} planned{complete}, {ok} ok, {failed} failed, {committed} of \
+                 {batches} mini-batches committed"
+            ));
+            line(match self.state.as_str() {
+                "done" => format_args!("the job is finished"),
+                _ => format_args!("the job is not finished; the other shards go on with it"),
+            });
+        }
         let annotated = self.annotated.as_ref();
         let annotated = annotated
             .map_or(String::new(), |dir| format!(", annotated pictures in {}", from_here(dir)));
@@ -211,7 +254,8 @@ impl Report {
             line(format_args!("{gate}"));
         }
         if self.pictures > 0 {
-            let before = (self.ok + self.failed).saturating_sub(self.pictures);
+            let mine = self.shard.as_ref().map_or((self.ok, self.failed), |s| (s.ok, s.failed));
+            let before = (mine.0 + mine.1).saturating_sub(self.pictures);
             let before =
                 if before > 0 { format!(" ({before} were done before)") } else { String::new() };
             line(format_args!(

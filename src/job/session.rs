@@ -18,6 +18,7 @@ use super::plan::segment_name;
 use super::planner::Terms;
 use super::select::Names;
 use super::settings::Settings;
+use super::shard::{Shard, settle};
 use super::since::{Known, resolve};
 use super::spec::{IfLocked, Input, Spec};
 use super::strikes::STRIKES;
@@ -61,9 +62,11 @@ pub struct Session {
     pub names: Arc<Names>,
     /// What `--since` knows.
     pub known: Option<Arc<Known>>,
+    /// Which share of the mini-batches is this process's; `None` is all of them.
+    pub shard: Option<Shard>,
     /// Workers and memory.
     pub(super) shares: Shares,
-    _lock: Option<Lock>,
+    pub(super) lock: Option<Lock>,
 }
 
 impl Session {
@@ -78,6 +81,11 @@ impl Session {
             known: self.known.as_deref(),
             sample: self.spec.sample,
         }
+    }
+
+    /// Whether a mini-batch is this process's to work on.
+    pub(super) fn has(&self, batch: u64) -> bool {
+        self.shard.is_none_or(|shard| shard.has(batch))
     }
 }
 
@@ -309,11 +317,11 @@ pub fn open_output(output: &Path) -> Arc<dyn Store> {
     Arc::new(LocalStore::new(output, "_manifest/tmp"))
 }
 
-/// Takes the output's lock, as the job asks.
+/// Takes the output's lock, as the job asks. A shard comes in alone: its door is still to be opened.
 ///
 /// # Errors
 /// When it is held, or the file system has no locks.
-fn lock(spec: &Spec) -> Result<Option<Lock>, JobError> {
+fn lock(spec: &Spec, shard: Option<Shard>) -> Result<Option<Lock>, JobError> {
     if spec.no_lock {
         return Ok(None);
     }
@@ -325,7 +333,10 @@ fn lock(spec: &Spec) -> Result<Option<Lock>, JobError> {
     let folder = path.parent().unwrap_or(&spec.output);
     std::fs::create_dir_all(folder)
         .map_err(|error| crate::store::StoreError::new("make the folder", folder, error))?;
-    Ok(Some(Lock::acquire(&path, patience)?))
+    Ok(Some(match shard {
+        None => Lock::acquire(&path, patience)?,
+        Some(shard) => Lock::acquire_shard(&path, shard.numbers(), patience)?,
+    }))
 }
 
 /// Opens a job for `run`, `plan` and `resume`: takes the lock and settles what the job is.
@@ -354,14 +365,29 @@ pub fn open_on(
 ) -> Result<Opened, JobError> {
     let start_over = mode == Mode::StartOver;
     let manifest = Manifest::new(store.clone());
+    let found = match spec.shard {
+        None => None,
+        Some(_) if start_over => {
+            return Err(JobError::Usage(
+                "--new does not go with --shard: one shard cannot take away what the others work \
+                 on (start over without --shard)"
+                    .into(),
+            ));
+        }
+        Some(choice) => Some(settle(choice, &manifest, &|name| std::env::var(name).ok())?),
+    };
+    if let Some(found) = &found {
+        terminal.say(&found.said);
+    }
+    let shard = found.as_ref().map(|found| found.shard);
     // A job's folder and numeric class never change, so they may be read before the lock is taken.
     let before = match mode {
         Mode::StartOver => None,
         Mode::Run | Mode::Resume => manifest.job()?,
     };
-    let loaded = load(&spec, before.as_ref().and_then(numeric_class))?;
+    let mut loaded = load(&spec, before.as_ref().and_then(numeric_class))?;
     loaded.notes.iter().for_each(|note| terminal.detail(note));
-    let shares = shares(&spec, &loaded)?;
+    shares(&spec, &loaded)?;
     let mut retry = spec.retry.clone();
     let complete = mode == Mode::Resume && manifest.plan()?.is_some();
     let planned = before.as_ref().filter(|_| complete);
@@ -371,7 +397,7 @@ pub fn open_on(
         (None, None) => open_source(&spec, before.as_ref().map(|job| job.folder.clone().into()))?,
     };
     let names = Arc::new(Names::new(&spec)?);
-    let lock = match lock(&spec) {
+    let lock = match lock(&spec, shard) {
         Err(JobError::Lock(LockError::Held(holder))) => {
             let text = one_line(&format!("`{}` is in use by {holder}", spec.output.display()));
             return match spec.if_locked {
@@ -384,34 +410,30 @@ pub fn open_on(
     if start_over && lock.is_none() {
         return Err(JobError::Usage("--new needs the lock; it does not go with --no-lock".into()));
     }
-    if lock.is_some() {
+    let output = spec.output.display().to_string();
+    let mut job = None;
+    if !start_over {
+        job = find_job(&manifest, &output)?;
+    }
+    // Without a lock, or beside other shards, what looks left behind may be somebody's.
+    let alone = lock.as_ref().map_or(Ok(shard.is_none()), Lock::is_alone)?;
+    if alone && lock.is_some() {
         store.clear_temporaries()?;
     }
+    if alone && job.is_none() && !start_over {
+        // Whose they were is forgotten with the job.
+        store.delete(&[STRIKES.into()])?;
+    }
+    lock.iter().try_for_each(Lock::open_door)?;
     manifest.settle()?;
-    let ours = fingerprint(&spec, &loaded.facts);
-    let output = spec.output.display().to_string();
-    let mut job = manifest.job()?.filter(|_| !start_over);
     if planned.is_some_and(|planned| job.as_ref().is_none_or(|job| job.id != planned.id)) {
         let what = format!("`{output}` was begun anew just now; run the same command again");
         return Err(JobError::Internal(what));
     }
-    match &job {
-        Some(job) => {
-            check(&job.fingerprint, &ours, &output)?;
-            if planned.is_none() {
-                same_folder(job, &spec, &*source)?;
-            }
-        }
-        None if start_over => {}
-        None => {
-            if let Some(name) = manifest.first_foreign()? {
-                return Err(JobError::Usage(format!(
-                    "`{output}` is not empty and holds no job of haul: there is `{name}` (use \
-                     another --output)"
-                )));
-            }
-            // Whose they were is forgotten with the job.
-            store.delete(&[STRIKES.into()])?;
+    if let Some(job) = &job {
+        join(job, &spec, load, &mut loaded)?;
+        if planned.is_none() {
+            same_folder(job, &spec, &*source)?;
         }
     }
     let ancestors = match &job {
@@ -424,7 +446,7 @@ pub fn open_on(
             resolved.ancestors
         }
     };
-    let known = match planned {
+    let mut known = match planned {
         Some(_) => None,
         None => Known::open(&ancestors)?.map(Arc::new),
     };
@@ -454,25 +476,37 @@ pub fn open_on(
         manifest.remove_job()?;
     }
     if job.is_none() {
+        let ours = fingerprint(&spec, &loaded.facts);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let new = Job {
             schema: MANIFEST_SCHEMA.to_owned(),
             id: random_id()?,
             created_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
             haul: env!("CARGO_PKG_VERSION").to_owned(),
-            fingerprint: ours.clone(),
-            // How long a run may take is a matter of that run: `resume` does not take it over.
-            settings: Settings { max_runtime: None, ..spec.settings.clone() },
+            fingerprint: ours,
+            // How long a run may take, and which share of the work is its, is a matter of that run:
+            // `resume` does not take it over.
+            settings: Settings { max_runtime: None, shard: None, ..spec.settings.clone() },
             folder: source.root(),
             since: ancestors,
             retry,
         };
         let there = manifest.put_job(&new)?;
         failpoint::hit("after_job").map_err(JobError::Internal)?;
-        check(&there.fingerprint, &ours, &output)?;
+        if there.id != new.id {
+            join(&there, &spec, load, &mut loaded)?;
+            same_folder(&there, &spec, &*source)?;
+            if there.since != new.since {
+                known = Known::open(&there.since)?.map(Arc::new);
+            }
+        }
         job = Some(there);
     }
+    if let Some(array) = found.and_then(|found| found.array) {
+        manifest.put_shards(&array)?;
+    }
     let Some(job) = job else { unreachable!("it was read or made above") };
+    let shares = shares(&spec, &loaded)?;
     Ok(Opened::Job(Box::new(Session {
         spec,
         loaded,
@@ -481,14 +515,43 @@ pub fn open_on(
         source,
         names,
         known,
+        shard,
         shares,
-        _lock: lock,
+        lock,
     })))
 }
 
 /// What is said of an output that does not count for `--since DIR/`.
 pub(super) fn unfinished(name: &str) -> String {
     format!("--since: `{name}` is not finished and is left out")
+}
+
+/// Takes over what a job that is there has settled; another shard, on another machine, may have made
+/// it since the model was read.
+fn join(job: &Job, spec: &Spec, load: &Load<'_>, loaded: &mut Loaded) -> Result<(), JobError> {
+    if let Some(class) = numeric_class(job)
+        && class != loaded.facts.numeric_class
+    {
+        *loaded = load(spec, Some(class))?;
+    }
+    let output = spec.output.display().to_string();
+    check(&job.fingerprint, &fingerprint(spec, &loaded.facts), &output)
+}
+
+/// The job in an output; `None` where there is none and the output counts as empty.
+fn find_job(manifest: &Manifest, output: &str) -> Result<Option<Job>, JobError> {
+    if let Some(job) = manifest.job()? {
+        return Ok(Some(job));
+    }
+    let Some(name) = manifest.first_foreign()? else { return Ok(None) };
+    // It may be what another run has just made: whatever that writes, it writes the job first.
+    match manifest.job()? {
+        None => Err(JobError::Usage(format!(
+            "`{output}` is not empty and holds no job of haul: there is `{}` (use another --output)",
+            one_line(&name)
+        ))),
+        job => Ok(job),
+    }
 }
 
 /// Says so if the input has no picture.

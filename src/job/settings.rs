@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::exit::JobError;
+use super::shard::check_job_file;
 use super::transform;
 use crate::store::one_line;
 
@@ -137,6 +138,9 @@ settings! {
     #[arg(long, value_name = "TIME", help_heading = "Limits")]
     max_runtime: String,
 
+    /// Work on one share of the mini-batches: i/N; auto, as the scheduler says; auto/N
+    #[arg(long, value_name = "i/N|auto", help_heading = "Resources")]
+    shard: String,
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N", help_heading = "Resources")]
     workers: usize,
@@ -214,6 +218,7 @@ impl Settings {
             }
         }
         let settings: Settings = table.try_into().map_err(no_toml)?;
+        check_job_file(settings.shard.as_deref()).map_err(wrong)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         settings.relative_to(folder)
     }
@@ -331,6 +336,8 @@ mod tests {
         assert_eq!(settings.include.unwrap(), ["*.jpg"]);
         assert_eq!(settings.conf, None);
         assert!(read("conf = 'high'").unwrap_err().contains("conf"));
+        assert_eq!(read("shard = 'auto'").unwrap().shard.unwrap(), "auto");
+        assert!(read("shard = '1/2'").unwrap_err().contains("`shard` is `1/2`: in a job file"));
     }
 
     #[test]

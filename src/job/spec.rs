@@ -12,6 +12,7 @@ use super::plan::Caps;
 use super::retry::Retry;
 use super::sample::Sample;
 use super::settings::Settings;
+use super::shard::ShardChoice;
 use super::terminal::Progress;
 use crate::engine::Precision;
 use crate::picture::{Limits, Truncated};
@@ -107,6 +108,8 @@ pub struct Spec {
     pub grace: Duration,
     /// Time after which this run stops by itself.
     pub max_runtime: Option<Duration>,
+    /// Which share of the mini-batches; `None` is all of them.
+    pub shard: Option<ShardChoice>,
     /// Worker threads; `None` is one for each core.
     pub workers: Option<usize>,
     /// Memory in bytes; `None` is the default rule.
@@ -279,6 +282,7 @@ impl Spec {
             batch_timeout: duration(s.batch_timeout.as_deref().unwrap_or("1h"), "batch-timeout")?,
             grace: duration(s.grace.as_deref().unwrap_or("25s"), "grace")?,
             max_runtime,
+            shard: s.shard.as_deref().map(str::parse).transpose()?,
             workers: at_least_one(s.workers, "workers")?,
             memory_budget: size(s.memory_budget.as_deref(), "memory-budget")?,
             caps: Caps {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,11 +68,12 @@ pub(super) struct Strikes {
 }
 
 impl Strikes {
-    /// Opens the strikes of the job in `output`, whose lock is held.
+    /// Opens the strikes of the job in `output`, whose lock is held; `shared` where other shards
+    /// may be at work too.
     ///
     /// # Errors
     /// When the file can be neither read nor made.
-    pub(super) fn open(output: &Path) -> Result<Strikes, StoreError> {
+    pub(super) fn open(output: &Path, shared: bool) -> Result<Strikes, StoreError> {
         let path = output.join(STRIKES);
         let fault = |error| StoreError::new("open the strike file", &path, error);
         let mut file =
@@ -81,8 +82,12 @@ impl Strikes {
         file.read_to_end(&mut text).map_err(fault)?;
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
         if whole < text.len() {
-            // A torn line would run into the next one.
-            file.set_len(whole as u64).map_err(fault)?;
+            // A torn line would run into the next one. Behind it there may be another's by now.
+            match shared {
+                true => file.write_all(b"\n"),
+                false => file.set_len(whole as u64),
+            }
+            .map_err(fault)?;
         }
         let (counts, unknown) = count(&text[..whole]);
         Ok(Strikes { file: Arc::new(file), path, counts, unknown })
@@ -124,7 +129,8 @@ impl Strikes {
         remarks
     }
 
-    /// Takes away a file in which nothing is, at the end of a run.
+    /// Takes away a file in which nothing is, at the end of a run that nobody else works beside: a
+    /// thread that dies may write into it until then.
     pub(super) fn tidy(&self) {
         if self.file.metadata().is_ok_and(|meta| meta.len() == 0) {
             // An empty one means the same as none.
@@ -136,7 +142,6 @@ impl Strikes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write as _;
 
     fn output(text: &[u8]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -154,7 +159,7 @@ mod tests {
                 .map(Key::new)
                 .collect();
         for round in 0..3 {
-            let strikes = Strikes::open(dir.path()).unwrap();
+            let strikes = Strikes::open(dir.path(), false).unwrap();
             for (index, key) in keys.iter().enumerate() {
                 let struck = if index == 4 { round } else { round * usize::from(index % 2 == 0) };
                 assert_eq!(strikes.quarantined(key), struck >= 2, "{key} in round {round}");
@@ -164,7 +169,7 @@ mod tests {
                 file.write_all(strikes.note(key).line()).unwrap();
             }
         }
-        let strikes = Strikes::open(dir.path()).unwrap();
+        let strikes = Strikes::open(dir.path(), false).unwrap();
         strikes.tidy();
         assert_eq!(strikes.remarks().len(), 3);
         assert!(dir.path().join(STRIKES).exists(), "strikes are kept");
@@ -186,19 +191,27 @@ mod tests {
         let whole = "{\"image\":\"a.jpg\"}\n";
         for torn in 0..whole.len() {
             let dir = output(&[whole.as_bytes(), &whole.as_bytes()[..torn]].concat());
-            let strikes = Strikes::open(dir.path()).unwrap();
+            let strikes = Strikes::open(dir.path(), false).unwrap();
             let key = Key::from("a.jpg");
             assert!(!strikes.quarantined(&key), "torn at {torn}");
             assert!(strikes.remarks()[0].contains("once more"), "{:?}", strikes.remarks());
             (&*strikes.file).write_all(strikes.note(&key).line()).unwrap();
-            assert!(Strikes::open(dir.path()).unwrap().quarantined(&key), "torn at {torn}");
+            assert!(Strikes::open(dir.path(), false).unwrap().quarantined(&key), "torn at {torn}");
+
+            // Beside other shards nothing is cut off.
+            let dir = output(&[whole.as_bytes(), &whole.as_bytes()[..torn]].concat());
+            let strikes = Strikes::open(dir.path(), true).unwrap();
+            (&*strikes.file).write_all(strikes.note(&key).line()).unwrap();
+            assert!(Strikes::open(dir.path(), true).unwrap().quarantined(&key), "torn at {torn}");
+            let kept = std::fs::read(dir.path().join(STRIKES)).unwrap();
+            assert!(kept.starts_with(&[whole.as_bytes(), &whole.as_bytes()[..torn]].concat()));
         }
     }
 
     #[test]
     fn unknown_lines_are_passed_over_and_said() {
         let dir = output(b"{\"image\":\"a\"}\nwhat?\n{\"image\":7}\n\n{\"image\":\"a\",\"x\":1}\n");
-        let strikes = Strikes::open(dir.path()).unwrap();
+        let strikes = Strikes::open(dir.path(), false).unwrap();
         assert!(strikes.quarantined(&Key::from("a")));
         assert!(strikes.remarks()[1].contains("2 lines are no strikes"), "{:?}", strikes.remarks());
     }
@@ -206,7 +219,7 @@ mod tests {
     #[test]
     fn an_empty_file_is_taken_away() {
         let dir = output(b"");
-        Strikes::open(dir.path()).unwrap().tidy();
+        Strikes::open(dir.path(), false).unwrap().tidy();
         assert!(!dir.path().join(STRIKES).exists());
     }
 }

@@ -12,7 +12,9 @@ use super::fingerprint::{kept_classes, labels};
 use super::manifest::{Job, Manifest, Record};
 use super::notices::{Gate, GateResult, Totals, judge};
 use super::plan::{Batch, PlanSummary};
+use super::report::Share;
 use super::session::open_output;
+use super::shard::Shard;
 use super::tally::Tally;
 use crate::store::Store;
 
@@ -167,6 +169,25 @@ impl Survey {
     pub fn check_gates(&self, gates: &[Gate]) -> Result<(), JobError> {
         let (labels, kept) = (labels(&self.job), kept_classes(&self.job));
         gates.iter().try_for_each(|gate| gate.check_class(&labels, kept.as_deref()))
+    }
+
+    /// A share of it in numbers.
+    ///
+    /// # Errors
+    /// When plan or records cannot be read.
+    pub fn share(&self, shard: Shard) -> Result<Share, JobError> {
+        let mut share = Share { shard: shard.to_string(), ..Share::default() };
+        self.visit(|batch, _, record| {
+            if shard.has(batch.id) {
+                share.planned += batch.objects.len() as u64;
+                share.batches += 1;
+                share.committed += u64::from(record.is_some());
+                share.ok += record.map_or(0, |record| record.ok);
+                share.failed += record.map_or(0, |record| record.failed);
+            }
+            Ok(())
+        })?;
+        Ok(share)
     }
 
     /// The whole in numbers.

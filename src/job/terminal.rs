@@ -294,7 +294,7 @@ impl Terminal {
     /// Tells programs how it ended: where the job stands, the summary, and why it failed.
     pub fn conclude(&self, report: Option<&Report>, failure: Option<(u8, &str)>) {
         if let Some(report) = report {
-            let standing = Standing {
+            let mut standing = Standing {
                 done: report.ok + report.failed,
                 failed: report.failed,
                 planned: report.planned,
@@ -302,6 +302,16 @@ impl Terminal {
                 batches: report.batches,
                 committed: report.committed,
             };
+            if let Some(share) = &report.shard {
+                standing = Standing {
+                    done: share.ok + share.failed,
+                    failed: share.failed,
+                    planned: share.planned,
+                    batches: share.batches,
+                    committed: share.committed,
+                    ..standing
+                };
+            }
             let status = Status::new(standing, report.seconds, report.images_per_second);
             self.message(&Message::Status(status));
             self.message(&Message::Summary(report));

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::exit::JobError;
 use super::settings::{NAMES, Settings, closest};
+use super::shard::check_job_file;
 use crate::store::is_manifest;
 
 /// What settings begin with in `Environment`.
@@ -225,6 +226,7 @@ fn environment(request: &Fields<'_>, notes: &mut Vec<String>) -> Result<Settings
             format!("Environment.{key}: {}", first.strip_prefix("error: ").unwrap_or(first))
         })?);
     }
+    check_job_file(settings.shard.as_deref()).map_err(|what| format!("Environment: {what}"))?;
     Ok(settings)
 }
 
@@ -596,6 +598,7 @@ mod tests {
             (json!({"Environment": {"HAUL_CONFF": "1"}}), "did you mean `HAUL_CONF`?"),
             (json!({"Environment": {"HAUL_Q": "1"}}), "there is no setting `HAUL_Q`"),
             (json!({"Environment": {"HAUL_CONF": "high"}}), "Environment.HAUL_CONF: invalid value"),
+            (json!({"Environment": {"HAUL_SHARD": "1/2"}}), "every process that reads the file"),
             (json!({"Environment": {"HAUL_CONF": 1}}), "Environment.HAUL_CONF is 1; it is a text"),
             (
                 json!({"ModelClientConfig": {"InvocationsTimeoutInSeconds": 0}}),

@@ -18,8 +18,8 @@ pub use error::{Class, StoreError};
 pub use hash::{hex, sha256, sha256_of};
 pub use key::Key;
 pub use local::{
-    Disk, DiskFile, IdentityKind, LocalSource, LocalStore, Lock, LockError, SourceOptions,
-    SystemDisk, annotated_name, is_manifest, is_table,
+    Disk, DiskFile, IdentityKind, LocalSource, LocalStore, Lock, LockError, MOST_SHARDS,
+    SourceOptions, SystemDisk, annotated_name, is_manifest, is_table,
 };
 pub use text::one_line;
 

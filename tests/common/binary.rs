@@ -67,6 +67,13 @@ impl Haul {
         self
     }
 
+    pub(crate) fn without_env(mut self, names: &[&str]) -> Haul {
+        for name in names {
+            self.command.env_remove(name);
+        }
+        self
+    }
+
     /// With the naive kernels, f32 like the others and hundreds of times slower: for tests that
     /// need a run which is still going.
     pub(crate) fn slowly(self) -> Haul {

@@ -103,6 +103,12 @@ impl Job {
         self.attempt_on(self.store(process), Mode::Run, &settings)
     }
 
+    /// One of several shards, each with a lock of its own.
+    pub(crate) fn shard(&self, process: &Arc<Process>, shard: &str) -> Result<Exit, JobError> {
+        let settings = Settings { shard: Some(shard.to_owned()), ..self.settings.clone() };
+        self.attempt_on(self.store(process), Mode::Run, &settings)
+    }
+
     pub(crate) fn attempt_on(
         &self,
         store: Arc<dyn Store>,

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use haul::job::{Exit, JobError, Mode, Survey, verify_survey};
 use haul::store::{LocalStore, PutNew, Store, StoreError};
 use job::Job;
-use machine::{Draw, Fate, Lie, Loss, Machine};
+use machine::{Draw, Fate, Lie, Loss, Machine, Process};
 use nix::errno::Errno;
 
 /// Three mini-batches of 20 pictures, one of which is broken.
@@ -268,6 +268,118 @@ fn two_runs_at_once_agree_and_one_may_die() {
         }
         job.check_whole(&machine).unwrap();
         job.check_whole(&machine.image(Loss::Everything)).unwrap();
+    }
+}
+
+#[test]
+fn shards_at_once_agree_and_one_may_die() {
+    let job = small();
+    let mut draw = Draw(from_env("HAUL_CRASH_SEED", 1));
+    let whole = Machine::new().process(Fate::Well);
+    job.attempt(&whole, Mode::Run).unwrap();
+    let mut struck = 0;
+    for round in 0..30 {
+        let machine = Machine::new();
+        let fate = match round % 3 {
+            0 => Fate::Well,
+            _ => Fate::DiesBefore(draw.below(whole.changes())),
+        };
+        let doomed = machine.process(fate);
+        std::thread::scope(|scope| {
+            for shard in ["1/4", "2/4", "3/4"] {
+                let process = match shard {
+                    "2/4" => doomed.clone(),
+                    _ => machine.process(Fate::Well),
+                };
+                let (job, doomed) = (&job, &doomed);
+                scope.spawn(move || {
+                    let ended = job.shard(&process, shard);
+                    let well = matches!(ended, Ok(Exit::Done | Exit::SomeFailed));
+                    let died = shard == "2/4" && doomed.struck();
+                    assert!(well || died, "round {round}, {shard}: {ended:?}");
+                });
+            }
+        });
+        if doomed.struck() {
+            struck += 1;
+            for loss in losses(&machine, draw.next()) {
+                job.recovers(&machine.image(loss), Mode::Run).unwrap();
+            }
+            // The dead one again, alone; its share was all that was missing.
+            assert!(job.shard(&machine.process(Fate::Well), "2/4").is_ok(), "round {round}");
+        }
+        job.check_whole(&machine).unwrap();
+        job.check_whole(&machine.image(Loss::Everything)).unwrap();
+    }
+    println!("{struck} of 20 doomed shards died");
+    assert!(struck > 5, "only {struck}");
+}
+
+/// A store that lets another run do the whole job right before the first time that a name is asked
+/// for.
+struct Overtaken {
+    below: Arc<dyn Store>,
+    at: &'static str,
+    job: Arc<Job>,
+    other: Arc<Process>,
+    done: Arc<std::sync::Mutex<bool>>,
+}
+
+impl std::fmt::Debug for Overtaken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}, overtaken at {}", self.below, self.at)
+    }
+}
+
+impl Overtaken {
+    fn reached(&self, at: &str) {
+        if at == self.at && !std::mem::replace(&mut *self.done.lock().unwrap(), true) {
+            assert_eq!(self.job.unlocked(&self.other).unwrap(), self.job.exit, "{at}");
+        }
+    }
+}
+
+impl Store for Overtaken {
+    fn put_new(&self, name: &Path, bytes: &[u8]) -> Result<PutNew, StoreError> {
+        self.reached(&format!("put {}", name.display()));
+        self.below.put_new(name, bytes)
+    }
+    fn replace(&self, name: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        self.below.replace(name, bytes)
+    }
+    fn read(&self, name: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+        self.below.read(name)
+    }
+    fn list(&self, folder: &Path) -> Result<Vec<String>, StoreError> {
+        self.reached(&format!("list {}", folder.display()));
+        self.below.list(folder)
+    }
+    fn delete(&self, names: &[PathBuf]) -> Result<(), StoreError> {
+        self.below.delete(names)
+    }
+    fn settle(&self, folder: &Path) -> Result<(), StoreError> {
+        self.below.settle(folder)
+    }
+    fn clear_temporaries(&self) -> Result<(), StoreError> {
+        self.below.clear_temporaries()
+    }
+    fn describe(&self) -> String {
+        self.below.describe()
+    }
+}
+
+#[test]
+fn a_job_that_another_run_makes_first_is_adopted() {
+    let job = Arc::new(small());
+    for at in ["list ", "list _manifest", "put _manifest/job.json", "put _SUCCESS.json"] {
+        let machine = Machine::new();
+        let (other, done) = (machine.process(Fate::Well), Arc::default());
+        let exit = job.attempt_through(&machine.process(Fate::Well), |below| {
+            Arc::new(Overtaken { below, at, job: job.clone(), other, done: Arc::clone(&done) })
+        });
+        assert_eq!(exit.unwrap(), job.exit, "{at}");
+        assert!(*done.lock().unwrap(), "{at}: nobody came first");
+        job.check_whole(&machine).unwrap();
     }
 }
 

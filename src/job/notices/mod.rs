@@ -80,7 +80,11 @@ impl<'a> Ended<'a> {
         match (self.exit, self.reason) {
             (Exit::Done | Exit::Gate, None) => None,
             (Exit::SomeFailed, _) => {
-                let (failed, planned) = report.map_or((0, 0), |r| (r.failed, r.planned));
+                let counts = |r: &Report| match &r.shard {
+                    None => (r.failed, r.planned),
+                    Some(share) => (share.failed, share.planned),
+                };
+                let (failed, planned) = report.map_or((0, 0), counts);
                 Some(format!("{} of {} pictures failed", grouped(failed), grouped(planned)))
             }
             (_, Some(reason)) => Some(reason.to_owned()),

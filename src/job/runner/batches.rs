@@ -32,7 +32,7 @@ impl Dispatcher<'_> {
             let record = session.manifest.record(&session.job, id)?;
             self.add_done(record);
         }
-        self.committed_before = self.totals.ok + self.totals.failed;
+        self.committed_before = self.share.ok + self.share.failed;
         self.orphans = session
             .manifest
             .parts(&session.job)?
@@ -43,7 +43,7 @@ impl Dispatcher<'_> {
             .manifest
             .failed()?
             .into_iter()
-            .filter(|id| !self.done.contains_key(id))
+            .filter(|&id| session.has(id) && !self.done.contains_key(&id))
             .collect();
         if failed.is_empty() {
             return Ok(());
@@ -66,8 +66,26 @@ impl Dispatcher<'_> {
 
     pub(super) fn add_done(&mut self, record: Record) {
         let Record { batch, ok, failed, sha256, classes, errors, .. } = record;
+        if self.session.has(batch) {
+            self.share.ok += ok;
+            self.share.failed += failed;
+            self.share.committed += 1;
+        }
         self.totals.merge(Tally { ok, failed, classes, errors });
         self.done.insert(batch, Done { ok, failed, sha256 });
+    }
+
+    /// Reads what other shards have committed since the start. The last of them finds everything:
+    /// each looks here only after its own last commit.
+    pub(super) fn read_others(&mut self) -> Result<(), JobError> {
+        let session = self.session.clone();
+        for id in session.manifest.records()? {
+            if !self.done.contains_key(&id) {
+                let record = session.manifest.record(&session.job, id)?;
+                self.add_done(record);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn wants_more(&self) -> bool {
@@ -95,7 +113,8 @@ impl Dispatcher<'_> {
             } else {
                 return Ok(None);
             };
-            if self.done.contains_key(&batch.id)
+            if !self.session.has(batch.id)
+                || self.done.contains_key(&batch.id)
                 || (planned && self.taken_first.contains(&batch.id))
             {
                 continue;

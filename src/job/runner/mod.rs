@@ -25,15 +25,16 @@ use crate::job::lister::Lister;
 use crate::job::manifest::{Done, Job, Manifest, Success, parts_digest};
 use crate::job::memory::{mib, peak};
 use crate::job::plan::Batch;
-use crate::job::report::{Report, Stages};
+use crate::job::report::{Report, Share, Stages};
 use crate::job::retry::Retry;
 use crate::job::session::{Session, open_pictures};
+use crate::job::shard::Shard;
 use crate::job::spec::Spec;
 use crate::job::strikes::Strikes;
 use crate::job::tally::Tally;
 use crate::job::terminal::{Standing, Terminal};
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
-use crate::store::{LocalStore, Store as _};
+use crate::store::{LocalStore, Lock, Store as _};
 use crate::yolo::NmsOptions;
 
 /// How often the clock is looked at.
@@ -124,6 +125,7 @@ struct Dispatcher<'a> {
     stop_listing: Arc<AtomicBool>,
     /// Written by the lister: pictures seen, and time taken.
     listed: Arc<AtomicU64>,
+    share_listed: Arc<AtomicU64>,
     list_nanos: Arc<AtomicU64>,
     fetch_nanos: Arc<AtomicU64>,
 
@@ -137,7 +139,10 @@ struct Dispatcher<'a> {
     orphans: BTreeSet<u64>,
     done: BTreeMap<u64, Done>,
     committed_before: u64,
+    /// All that this run knows to be committed, by whomever.
     totals: Tally,
+    /// What of it is this run's to do: everything, or its shard.
+    share: Share,
     given_up: u64,
     adopted: u64,
     faults_in_a_row: u64,
@@ -149,6 +154,8 @@ struct Dispatcher<'a> {
     write: Duration,
     start: Instant,
     stopping: Option<Instant>,
+    /// The success marker is there.
+    finished: bool,
     report: Report,
 }
 
@@ -173,7 +180,7 @@ impl<'a> Dispatcher<'a> {
             mib(shares.budget),
             session.source.describe(),
         ));
-        let strikes = Arc::new(Strikes::open(&spec.output)?);
+        let strikes = Arc::new(Strikes::open(&spec.output, session.shard.is_some())?);
         strikes.remarks().iter().for_each(|remark| terminal.warn(remark));
         let budget = Budget::new(shares.free, shares.reserve);
         let pool =
@@ -198,16 +205,22 @@ impl<'a> Dispatcher<'a> {
         spawn("feeder", move || feeder.run(&feeder_orders))?;
         let stop_listing = Arc::new(AtomicBool::new(false));
         let (listed, list_nanos) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let share_listed = Arc::new(AtomicU64::new(0));
         let lister = Lister {
             session: session.clone(),
             events: event_sender,
             stop: stop_listing.clone(),
             listed: listed.clone(),
+            share: share_listed.clone(),
             nanos: list_nanos.clone(),
         };
         spawn("lister", move || lister.run())?;
-        // Jobs may share the folder of annotated pictures, so each has temporaries of its own there.
-        let temporaries = format!(".haul-tmp-{}", session.job.id);
+        // Jobs may share the folder of annotated pictures, so each has temporaries of its own there,
+        // and so has each shard.
+        let mut temporaries = format!(".haul-tmp-{}", session.job.id);
+        if let Some((index, count)) = session.shard.map(Shard::numbers) {
+            temporaries.push_str(&format!("-{index}-of-{count}"));
+        }
         let annotations = spec.annotate.as_ref().map(|dir| LocalStore::new(dir, &temporaries));
         let report = Report {
             output: spec.output.display().to_string(),
@@ -229,6 +242,7 @@ impl<'a> Dispatcher<'a> {
             orders: Some(orders),
             stop_listing,
             listed,
+            share_listed,
             list_nanos,
             fetch_nanos,
             open_pictures,
@@ -240,6 +254,7 @@ impl<'a> Dispatcher<'a> {
             done: BTreeMap::new(),
             committed_before: 0,
             totals: Tally::default(),
+            share: Share::default(),
             given_up: 0,
             adopted: 0,
             faults_in_a_row: 0,
@@ -250,6 +265,7 @@ impl<'a> Dispatcher<'a> {
             write: Duration::ZERO,
             start: Instant::now(),
             stopping: None,
+            finished: false,
             report,
         })
     }
@@ -272,11 +288,15 @@ impl<'a> Dispatcher<'a> {
         self.report.planned = summary.pictures;
         self.report.batches = summary.batches;
         self.report.skipped = summary.skipped.clone();
+        self.share.batches = session.shard.map_or(summary.batches, |s| s.share(summary.batches));
         if let Some(exit) = stopped {
             return Ok(exit);
         }
-        if !chain.ended() || (self.done.len() as u64) < summary.batches {
+        if !chain.ended() || self.share.committed < self.share.batches {
             return Ok(if self.stopping.is_some() { Exit::Interrupted } else { Exit::Failed });
+        }
+        if session.shard.is_some() {
+            self.read_others()?;
         }
         if let Some(&beyond) =
             self.done.keys().chain(&self.orphans).find(|&&id| id >= summary.batches)
@@ -287,9 +307,14 @@ impl<'a> Dispatcher<'a> {
                 self.report.output, summary.batches
             )));
         }
+        if (self.done.len() as u64) < summary.batches {
+            // Whoever finds all shares committed puts the marker.
+            return Ok(if self.share.failed > 0 { Exit::SomeFailed } else { Exit::Done });
+        }
         failpoint::hit("before_success").map_err(JobError::Internal)?;
         self.manifest().put_success(&success(&session.job, &summary, &self.done)?)?;
         failpoint::hit("after_success").map_err(JobError::Internal)?;
+        self.finished = true;
         Ok(if self.totals.failed > 0 { Exit::SomeFailed } else { Exit::Done })
     }
 
@@ -300,6 +325,7 @@ impl<'a> Dispatcher<'a> {
         chain: &mut Chain<'_>,
         signals: &Receiver<i32>,
     ) -> Result<Option<Exit>, JobError> {
+        let session = self.session.clone();
         let mut signals = signals.clone();
         let mut segment: VecDeque<Batch> = VecDeque::new();
         let mut planned = false;
@@ -354,25 +380,31 @@ impl<'a> Dispatcher<'a> {
                 return Ok(Some(exit));
             }
             let (done, failed) = self.progress();
+            let batches = chain.summary().batches;
             self.terminal.progress(Standing {
                 done,
                 failed,
-                planned: self.listed.load(Ordering::Relaxed).max(chain.summary().pictures),
+                planned: self.share_listed.load(Ordering::Relaxed),
                 complete: planned,
-                batches: chain.summary().batches,
-                committed: self.done.len() as u64,
+                batches: session.shard.map_or(batches, |shard| shard.share(batches)),
+                committed: self.share.committed,
             });
         }
     }
 
+    /// Pictures of this run's share that have a line, and those of them that failed.
     fn progress(&self) -> (u64, u64) {
-        let open: u64 = self.open.values().map(|open| open.tally.ok + open.tally.failed).sum();
-        (self.totals.ok + self.totals.failed + open, self.failed())
+        let open = self.open.values().map(|open| &open.tally);
+        let (ok, failed) = open.fold((self.share.ok, self.share.failed), |(ok, failed), tally| {
+            (ok + tally.ok, failed + tally.failed)
+        });
+        (ok + failed, failed)
     }
 
     fn report(&mut self, exit: Exit) -> Report {
         let mut report = std::mem::take(&mut self.report);
         report.state = match exit {
+            Exit::Done | Exit::SomeFailed if !self.finished => "share done",
             Exit::Done | Exit::SomeFailed => "done",
             Exit::Interrupted => "interrupted",
             Exit::Threshold => "stopped",
@@ -386,6 +418,14 @@ impl<'a> Dispatcher<'a> {
         report.failed = self.totals.failed;
         report.committed = self.done.len() as u64;
         report.batches = report.batches.max(report.committed);
+        report.shard = self.session.shard.map(|shard| {
+            let share = std::mem::take(&mut self.share);
+            Share {
+                shard: shard.to_string(),
+                planned: self.share_listed.load(Ordering::Relaxed),
+                ..share
+            }
+        });
         report.given_up = self.given_up;
         report.adopted = self.adopted;
         report.classes = self.totals.classes.clone();
@@ -423,7 +463,13 @@ impl<'a> Dispatcher<'a> {
         if let Some(pool) = self.pool.take() {
             pool.stop(Duration::from_secs(1));
         }
-        self.strikes.tidy();
+        let lock = self.session.lock.as_ref();
+        let alone = lock.map_or(Ok(self.session.shard.is_none()), Lock::leave);
+        // Where that cannot be told, an empty file stays: it means the same as none.
+        if alone.unwrap_or(false) {
+            self.strikes.tidy();
+        }
+        let _ = lock.map(Lock::open_door);
     }
 }
 
