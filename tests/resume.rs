@@ -460,3 +460,30 @@ fn a_finished_job_needs_nothing_of_what_it_was_made_of() {
         Haul::new("resume").arg(at(name)).exits(code);
     }
 }
+
+#[test]
+fn a_signal_ends_a_run_that_waits_for_the_lock() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let photos = folder(2);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    let lock = out.join("_manifest/lock");
+    fs::create_dir_all(out.join("_manifest")).unwrap();
+    let held = haul::store::Lock::acquire(&lock, Duration::ZERO).unwrap();
+    let mut child = Haul::run(photos.path(), &out).args(["--if-locked", "wait=1h"]).spawn();
+    // It has come to the lock when it has opened it.
+    let files = format!("/proc/{}/fd", child.id());
+    let opened = || {
+        let files = fs::read_dir(&files).unwrap();
+        files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|path| path == lock))
+    };
+    while !opened() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(nix::libc::SIGTERM));
+    drop(held);
+    Haul::run(photos.path(), &out).exits(0);
+}

@@ -203,7 +203,6 @@ impl Ending {
 }
 
 fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, JobError> {
-    let signals = signals::listen()?;
     let gates = spec.gates.clone();
     let output = spec.output.display().to_string();
     let done =
@@ -234,6 +233,9 @@ fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, Jo
             Ending::of(&gates, Exit::Done, report, Some(text))
         }
         Opened::Job(session) => {
+            // Up to here a signal simply ends the process: there is nothing to be finished, and
+            // whoever waits for the lock for hours must not wait on.
+            let signals = signals::listen()?;
             let outcome = crate::job::run(*session, &signals, terminal)?;
             let ending = Ending::of(&gates, outcome.exit, outcome.report, None);
             let text = if outcome.error.is_some() { String::new() } else { ending.text };

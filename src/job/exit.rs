@@ -46,7 +46,7 @@ Exit codes:
   6    all committed, but a gate does not hold (--gate)
   11   another run holds the lock (--if-locked skip: 0)
   75   interrupted, resumable: run the same command again
-  130, 143   stopped at once by a second signal; still resumable
+  130, 143   stopped at once, by a second signal or before the work began; resumable
   132, 134, 135, 139   a picture made haul die; run it again, twice and it is left out";
 
 impl From<Exit> for std::process::ExitCode {
