@@ -68,7 +68,9 @@ impl Haul {
     }
 
     pub(crate) fn without_env(mut self, names: &[&str]) -> Haul {
-        names.iter().for_each(|name| drop(self.command.env_remove(name)));
+        for name in names {
+            self.command.env_remove(name);
+        }
         self
     }
 
