@@ -293,7 +293,9 @@ fn each_engine_says_which_shard_it_is() {
         ("SLURM_ARRAY_TASK_MAX", "9"),
         ("SLURM_ARRAY_TASK_COUNT", "3"),
     ];
-    let cases: [(&str, &str, &[(&str, &str)]); 8] = [
+    // What is said, what is asked for, and the variables.
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+    let cases: [Case<'_>; 8] = [
         ("Slurm, SLURM_ARRAY_TASK_ID=8, counted from 7", "auto", &slurm),
         (
             "Kubernetes, JOB_COMPLETION_INDEX=1, counted from 0; 3 shards, as given",

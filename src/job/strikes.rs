@@ -84,10 +84,10 @@ impl Strikes {
         if whole < text.len() {
             // A torn line would run into the next one. Behind it there may be another's by now.
             match shared {
-                true => file.write_all(b"\n"),
-                false => file.set_len(whole as u64),
+                false => file.set_len(whole as u64).map_err(fault)?,
+                // A full disk must be able to resume; then the next strike may be lost.
+                true => drop(file.write_all(b"\n")),
             }
-            .map_err(fault)?;
         }
         let (counts, unknown) = count(&text[..whole]);
         Ok(Strikes { file: Arc::new(file), path, counts, unknown })
