@@ -33,12 +33,6 @@ MUTANTS = [
         "        match Ok::<(), StoreError>(()) {",
     ),
     (
-        "that a folder counts as made only once it is durable",
-        FILES,
-        "            self.make_one_folder(folder)?;\n            made.insert(folder.to_owned());",
-        "            made.insert(folder.to_owned());\n            self.make_one_folder(folder)?;",
-    ),
-    (
         "the link: parts are written under their own name",
         FILES,
         "match self.disk.link(&staged.path, &target) {",

@@ -171,6 +171,13 @@ release_build() {
     cargo build --release --locked
 }
 
+# What is left to the compiler is still vectorised.
+vectorised() {
+    [ -x "$haul" ] || skip "there is no release build"
+    command -v python3 >/dev/null || skip "Python is not here"
+    python3 scripts/vectorised.py "$haul"
+}
+
 # The first command of the README, into a folder of its own, and what it must leave behind.
 quickstart() {
     local out=$work/quickstart pictures lines seen
@@ -332,6 +339,7 @@ stage "failpoints" failpoints # after `tests`: it builds the binary anew, with t
 stage "kernels under valgrind" memcheck
 stage "fuzz targets" fuzz_targets
 stage "release build" release_build
+stage "vectorised kernels" vectorised
 stage "first command" quickstart
 stage "export to pycocotools" coco
 stage "export to megadetector" megadetector

@@ -1,10 +1,18 @@
 //! Steady state takes no memory: what a picture asks the allocator for, once a worker is warm.
 
+mod common;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
+use common::formula::Scale;
+use haul::engine::{self, Input, Precision, Team};
 use haul::picture::{Decoder, Letterbox, Letterboxer, Limits, probe};
 use haul::yolo::{Candidate, Nms, NmsOptions};
 
@@ -137,6 +145,58 @@ fn steady(folder: &Path) {
 #[test]
 fn our_pictures_take_no_memory_once_warm() {
     steady(&Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/pictures"));
+}
+
+/// Neither a leader's picture nor the help with it, whoever does which piece.
+#[test]
+fn pictures_that_are_shared_take_no_memory_once_warm() {
+    let scale = Scale {
+        widths: vec![16, 32, 64, 128, 256],
+        depths: vec![1, 2, 2, 1, 1, 1, 1, 1],
+        classes: 80,
+    };
+    let tier = engine::choose(Precision::Auto, None, None).expect("a tier");
+    let engine = engine::load(Arc::new(scale.network()), tier).expect("an engine");
+    let team = Team::new(NonZeroUsize::new(2).expect("2"));
+    let rgb = vec![90; 320 * 320 * 3];
+    let input = Input { width: 320, height: 320, rgb: &rgb };
+    let (warm, done, helped) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
+    let hook = |piece: &mut dyn FnMut()| {
+        helped.fetch_add(1, Ordering::Relaxed);
+        piece();
+    };
+    std::thread::scope(|scope| {
+        let assistant = scope.spawn(|| {
+            let mut worker = engine.member(&team).expect("a worker");
+            let stop = || done.load(Ordering::Relaxed);
+            let mut all = 0;
+            while !stop() {
+                let counts = warm.load(Ordering::Relaxed);
+                let ((), (times, _)) = asked(|| worker.assist(&stop));
+                all += if counts { times } else { 0 };
+                std::thread::yield_now();
+            }
+            all
+        });
+        let mut worker = engine.member(&team).expect("a worker");
+        let mut found = Vec::with_capacity(1 << 16);
+        // Until every kind of step was helped with.
+        let mut lead = || worker.run_assisted(input, 0.99, &mut found, &hook).expect("it runs");
+        let until = |pieces: u64, lead: &mut dyn FnMut()| {
+            let (before, start) = (helped.load(Ordering::Relaxed), Instant::now());
+            // Whatever the tier shares: on some it is nothing.
+            while helped.load(Ordering::Relaxed) < before + pieces && start.elapsed().as_secs() < 5
+            {
+                lead();
+            }
+        };
+        until(2000, &mut lead);
+        warm.store(true, Ordering::Relaxed);
+        let (_, (times, _)) = asked(|| until(1000, &mut lead));
+        done.store(true, Ordering::Relaxed);
+        assert_eq!((times, assistant.join().expect("no panic")), (0, 0));
+    });
+    println!("{} pieces were done by the assistant", helped.into_inner());
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::binary::{Haul, by_image, fill, folder, model, success, testdata};
+use common::binary::{Haul, by_image, fill, folder, model, parts, success, testdata};
 
 #[test]
 fn another_model_or_threshold_is_refused_by_name() {
@@ -136,6 +136,24 @@ fn a_grown_folder_is_named_and_since_does_just_the_new_ones() {
 }
 
 #[test]
+fn since_a_plan_that_has_lost_a_segment_is_an_error() {
+    let photos = folder(70);
+    let root = tempfile::tempdir().unwrap();
+    let (out, next) = (root.path().join("out"), root.path().join("next"));
+    Haul::run(photos.path(), &out).args(["--max-images", "1"]).exits(0);
+    let since = || Haul::run(photos.path(), &next).arg("--since").arg(&out);
+    for segment in ["plan-00000000.jsonl", "plan-00000001.jsonl"] {
+        let path = out.join("_manifest").join(segment);
+        let text = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        since().exits(1).says(segment).says("is missing");
+        assert!(!next.join("_manifest/job.json").exists());
+        fs::write(&path, text).unwrap();
+    }
+    since().exits(0).says("0 planned");
+}
+
+#[test]
 fn new_deletes_only_what_haul_wrote() {
     let photos = folder(3);
     let root = tempfile::tempdir().unwrap();
@@ -154,6 +172,80 @@ fn new_deletes_only_what_haul_wrote() {
     fs::write(other.join("thesis.tex"), b"x").unwrap();
     Haul::run(photos.path(), &other).exits(2).says("thesis.tex");
     assert!(other.join("thesis.tex").exists());
+}
+
+#[test]
+fn new_says_what_stands_in_its_way_before_it_deletes() {
+    let photos = folder(3);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    Haul::run(photos.path(), &out).exits(0);
+    let before = parts(&out);
+    fs::write(out.join("_manifest/done/notes.txt"), b"mine").unwrap();
+    fs::write(out.join("_manifest/done/.nfs0001"), b"the server's").unwrap();
+    Haul::run(photos.path(), &out).args(["--new", "--conf", "0.9"]).exits(2).says("notes.txt");
+    assert!(out.join("_SUCCESS.json").exists());
+    assert_eq!(parts(&out), before);
+    fs::remove_file(out.join("_manifest/done/notes.txt")).unwrap();
+    Haul::run(photos.path(), &out).exits(0);
+    Haul::run(photos.path(), &out).args(["--new", "--conf", "0.9"]).exits(0);
+    assert_eq!(fs::read(out.join("_manifest/done/.nfs0001")).unwrap(), b"the server's");
+}
+
+#[test]
+fn a_finished_output_that_lost_something_is_not_called_done() {
+    let photos = folder(70);
+    let root = tempfile::tempdir().unwrap();
+    for lost in ["_manifest/done/00000001.json", "_manifest/plan-00000001.jsonl"] {
+        let out = root.path().join("out");
+        Haul::run(photos.path(), &out).args(["--max-images", "1", "--imgsz", "32"]).exits(0);
+        fs::remove_file(out.join(lost)).unwrap();
+        let says = "is something missing?";
+        Haul::new("status").arg(&out).exits(1).says(says);
+        Haul::new("resume").arg(&out).args(["--gate", "errors == 0"]).exits(1).says(says);
+        let export = || Haul::new("export").arg(&out).args(["--to", "csv", "--dest"]);
+        export().arg(root.path().join("boxes.csv")).exits(1).says(says);
+        assert!(!root.path().join("boxes.csv").exists());
+        Haul::new("verify").arg(&out).exits(1);
+        fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+#[test]
+fn a_link_that_is_pointed_elsewhere_is_another_input() {
+    let (one, two) = (folder(3), folder(3));
+    let root = tempfile::tempdir().unwrap();
+    let (link, out) = (root.path().join("current"), root.path().join("out"));
+    std::os::unix::fs::symlink(one.path(), &link).unwrap();
+    Haul::run(&link, &out).exits(0);
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(two.path(), &link).unwrap();
+    Haul::run(&link, &out).exits(2).says("names pictures in").says(two.path().to_str().unwrap());
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(one.path(), &link).unwrap();
+    Haul::run(&link, &out).exits(0);
+}
+
+#[test]
+fn drawing_changes_no_line_and_no_plan() {
+    let photos = folder(2);
+    // No JPEG can be so wide.
+    let wide = image::GrayImage::from_pixel(70_000, 8, image::Luma([90]));
+    wide.save(photos.path().join("wide.png")).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let (plain, drawn) = (root.path().join("plain"), root.path().join("drawn"));
+    Haul::run(photos.path(), &plain).exits(0);
+    let seen = root.path().join("seen");
+    Haul::run(photos.path(), &drawn).arg("--annotate").arg(&seen).exits(0);
+    assert_eq!(parts(&plain), parts(&drawn));
+    let inside = photos.path().join("seen");
+    let other = root.path().join("other");
+    Haul::run(photos.path(), &other)
+        .arg("--annotate")
+        .arg(&inside)
+        .exits(2)
+        .says("lies in --input");
+    assert!(!inside.exists() && !other.join("_manifest/job.json").exists());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use common::binary::{
-    Haul, by_image, fill, folder, lines, model, parts, success, testdata, wait_for,
+    Haul, Ran, by_image, fill, folder, lines, model, parts, success, testdata, wait_for,
 };
 use haul::engine::{Precision, choose};
 use haul::kernels::Tier;
@@ -382,4 +382,71 @@ fn help_has_examples_and_the_exit_codes() {
     assert!(Haul::new("run").arg("--help").exits(0).stdout.contains("--if-locked skip"));
     assert!(Haul::new("completions").arg("bash").exits(0).stdout.contains("_haul()"));
     Haul::new("run").exits(2).says("--model is missing");
+}
+
+#[test]
+fn a_dry_run_reads_no_file_that_a_run_would_refuse() {
+    let photos = folder(3);
+    let huge = fs::File::create(photos.path().join("0/x.jpg")).unwrap();
+    huge.set_len(3 << 30).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    // Less than the file has.
+    let ran = std::process::Command::new("sh")
+        .args(["-c", "ulimit -v 2900000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_haul"), "plan"])
+        .args(["--dry-run", "--json", "--imgsz", "64", "--workers", "1", "--model"])
+        .arg(model())
+        .arg("--input")
+        .arg(photos.path())
+        .arg("--output")
+        .arg(root.path().join("out"))
+        .output();
+    let ran = Ran::of(ran.unwrap());
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let estimate: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((&estimate["plan"]["pictures"], &estimate["probed"]), (&4.into(), &3.into()));
+    // What no run could do is no estimate either.
+    let plan = Haul::new("plan").arg("--model").arg(model()).arg("--input").arg(photos.path());
+    let plan = plan.arg("--output").arg(root.path().join("out")).arg("--dry-run");
+    plan.args(["--memory-budget", "64MiB"]).exits(2).says("--memory-budget is 64 MiB");
+}
+
+#[test]
+fn a_plan_takes_from_a_job_file_what_is_for_runs_and_no_such_flag() {
+    let photos = folder(2);
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let out = at("out");
+    let plan = || {
+        let plan = Haul::new("plan").arg("-m").arg(model()).arg("-i").arg(photos.path());
+        plan.arg("-o").arg(&out).args(["--imgsz", "64"])
+    };
+    for flags in [
+        &["--junit", "x.xml"][..],
+        &["--prometheus", "x.prom"],
+        &["--github"],
+        &["--progress", "json"],
+        &["--max-runtime", "1h"],
+    ] {
+        for more in [&[][..], &["--dry-run"]] {
+            let expected = format!("{} does not go with plan", flags[0]);
+            plan().args(flags).args(more).exits(2).says(&expected);
+        }
+        let help = Haul::new("plan").arg("--help").exits(0).stdout;
+        assert!(!help.lines().any(|line| line.trim_start().starts_with(flags[0])), "{help}");
+    }
+    // What `resume` would refuse is refused before there is a job.
+    fs::write(at("bad.toml"), "junit = 'none/haul.xml'").unwrap();
+    plan().arg(at("bad.toml")).exits(2).says("cannot write there");
+    assert!(!out.exists());
+    fs::write(at("good.toml"), "junit = 'haul.xml'\nmax_runtime = '1h'").unwrap();
+    plan().arg(at("good.toml")).exits(0);
+    assert!(!at("haul.xml").exists());
+    Haul::new("resume").arg(&out).exits(0);
+    assert!(at("haul.xml").exists());
+    // Outputs that do not count are named by a dry run, too.
+    fs::create_dir(at("all")).unwrap();
+    plan().arg("-o").arg(at("all/unfinished")).exits(0);
+    let since = format!("{}/", at("all").display());
+    let plan = plan().arg("-o").arg(at("all/next")).args(["--dry-run", "--since", &since]);
+    plan.exits(0).says("warning: --since: `").says("all/unfinished` is not finished");
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use common::binary::{Haul, by_image, concatenated, fill, lines, testdata};
 use haul::job::Sample;
-use haul::store::{Key, Listed, LocalSource, Object, Select, Skip, Source as _, SourceOptions};
+use haul::store::{Key, Listed, LocalSource, Select, Skip, Source as _, SourceOptions};
 
 fn images(output: &Path) -> Vec<String> {
     lines(output).into_iter().map(|line| line.image).collect()
@@ -67,7 +67,8 @@ fn a_manifest_that_has_changed_says_how() {
     run().exits(2).says("1 new, 0 changed and 0 gone");
     write(r#"[{"prefix":"photos/1/"}, "00000.jpg"]"#);
     run().exits(2).says("names pictures in").says("photos/1`").says("photos/0`");
-    Haul::new("resume").arg(at("out")).exits(2).says("put the prefix back");
+    // What is planned does not depend on it any more.
+    Haul::new("resume").arg(at("out")).exits(0);
 }
 
 #[test]
@@ -167,35 +168,36 @@ fn lists_go_on_after_any_key() {
     }
     let root = photos();
     let names = ["a", "a/b", "a!", "a0", "ab", "é", "A", "0/00000.jpg", "a b"];
-    let rows: String = names.iter().chain(&names[2..4]).map(|n| format!("{n},of {n}\n")).collect();
+    let doubled = || names.iter().chain(&names[2..4]).chain(&names[3..4]);
+    let rows: String = doubled().map(|n| format!("{n},of {n}\n")).collect();
     fs::write(root.path().join("t.csv"), format!("key,meta\n{rows}")).unwrap();
-    let elements: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
-    let text = format!("[{{\"prefix\":\"./\"}},{},\"ab\"]", elements.join(","));
+    let elements: Vec<_> = doubled().map(|name| format!("\"{name}\"")).collect();
+    let text = format!("[{{\"prefix\":\"./\"}},{}]", elements.join(","));
     fs::write(root.path().join("m.json"), text).unwrap();
-    for name in ["t.csv", "m.json"] {
+    let lines: String = doubled().map(|name| format!("{name}\n")).collect();
+    fs::write(root.path().join("l.txt"), lines).unwrap();
+    for name in ["t.csv", "m.json", "l.txt"] {
         let options = SourceOptions::default();
         let source = LocalSource::open(&root.path().join(name), options).unwrap();
-        let list = |after: Option<&Key>| -> Vec<Object> {
-            let listed = source.list(&All, after).unwrap().map(Result::unwrap);
-            listed
-                .filter_map(|listed| match listed {
-                    Listed::Object(object) => Some(object),
-                    Listed::Skipped(reason) => {
-                        assert!(matches!(reason, Skip::Duplicate | Skip::Folder));
-                        None
-                    }
-                })
-                .collect()
+        let list = |after: Option<&Key>| -> Vec<Listed> {
+            source.list(&All, after).unwrap().map(Result::unwrap).collect()
         };
         let whole = list(None);
-        assert_eq!(whole.len(), names.len());
-        assert!(whole.is_sorted_by(|a, b| a.key < b.key));
-        for object in &whole {
+        let doubles = whole.iter().filter(|item| **item == Listed::Skipped(Skip::Duplicate));
+        assert_eq!((whole.len(), doubles.count()), (names.len() + 3, 3));
+        let objects = || {
+            whole.iter().enumerate().filter_map(|(index, item)| match item {
+                Listed::Object(object) => Some((index, object)),
+                Listed::Skipped(_) => None,
+            })
+        };
+        assert_eq!(objects().count(), names.len());
+        assert!(objects().is_sorted_by(|a, b| a.1.key < b.1.key));
+        for (index, object) in objects() {
             let meta = (name == "t.csv").then(|| format!("{{\"meta\":\"of {}\"}}", object.key));
             assert_eq!(object.meta.as_deref(), meta.as_deref());
-        }
-        for index in 0..whole.len() {
-            assert_eq!(list(Some(&whole[index].key)), whole[index + 1..]);
+            // All that comes after it, its own doubles too: nothing is counted twice or never.
+            assert_eq!(list(Some(&object.key)), whole[index + 1..], "{name} after {}", object.key);
         }
     }
 }

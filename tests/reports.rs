@@ -163,6 +163,19 @@ fn programs_hear_why_a_run_ended() {
         assert_eq!((none, &error["code"]), (None, &json!(2)));
         assert!(error["message"].as_str().unwrap().contains(expected), "{error}");
     }
+    for (command, expected) in [
+        (Haul::new("run").arg(root.path().join("missing.toml")), "missing.toml"),
+        (Haul::new("resume").arg(&out), "holds no job of haul"),
+        (Haul::new("retry").arg(&out).arg("--output").arg(root.path().join("x")), "holds no job"),
+    ] {
+        let (none, error) = last_two(&command.args(["--progress", "json"]).exits(2).stdout);
+        assert_eq!((none, &error["code"]), (None, &json!(2)));
+        assert!(error["message"].as_str().unwrap().contains(expected), "{error}");
+    }
+    let asks = root.path().join("asks.toml");
+    fs::write(&asks, "progress = \"json\"\nconf = 2\n").unwrap();
+    last_two(&run().arg(&asks).exits(2).stdout);
+    last_two(&Haul::new("run").arg(&asks).exits(2).stdout);
     // Stopped by a threshold.
     let ran = run().args(["--max-failures", "0"]).exits(4);
     let (summary, error) = last_two(&ran.stdout);
@@ -279,7 +292,23 @@ fn places_where_no_report_can_be_are_refused_before_any_work() {
     junit(&out.join("haul.xml")).says("is in --output");
     junit(root.path()).says("it is a folder");
     junit(&root.path().join("none/haul.xml")).says("cannot write there");
+    // What is no plain file stays what it is.
+    let (link, pipe) = (root.path().join("link"), root.path().join("pipe"));
+    std::os::unix::fs::symlink("elsewhere", &link).unwrap();
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for path in [&link, &pipe, Path::new("/dev/stdout")] {
+        junit(path).says("it is a link, pipe, device or folder");
+        let run = Haul::run(photos.path(), &out).arg("--prometheus").arg(path);
+        run.exits(2).says("it is a link, pipe, device or folder");
+    }
     assert!(!out.exists());
+    Haul::run(photos.path(), &out).exits(0);
+    for path in [&link, &pipe, Path::new("/dev/stdout")] {
+        let export = Haul::new("export").arg(&out).args(["--to", "csv", "--dest"]).arg(path);
+        export.exits(2).says("it is a link, pipe, device or folder").says("- is stdout");
+    }
+    assert!(link.is_symlink() && fs::symlink_metadata(&pipe).unwrap().len() == 0);
+    assert!(!fs::symlink_metadata(&pipe).unwrap().is_file());
 }
 
 #[test]
@@ -288,21 +317,37 @@ fn a_report_that_cannot_be_written_is_exit_1_and_the_job_is_complete() {
     let root = tempfile::tempdir().unwrap();
     let (out, reports) = (root.path().join("out"), root.path().join("reports"));
     fs::create_dir(&reports).unwrap();
+    let (metrics, told) = (root.path().join("haul.prom"), root.path().join("told"));
     let run = || {
-        let run = Haul::run(photos.path(), &out).args(["--max-images", "1"]);
-        run.arg("--junit").arg(reports.join("haul.xml"))
+        let run = Haul::run(photos.path(), &out).args(["--max-images", "1", "--github"]);
+        let run = run.arg("--junit").arg(reports.join("haul.xml"));
+        let run = run.arg("--prometheus").arg(&metrics).env("GITHUB_ACTIONS", "true");
+        run.env("GITHUB_OUTPUT", told.to_str().unwrap()).env("GITHUB_STEP_SUMMARY", "")
     };
     let mut child = run().slowly().spawn();
     wait_for(&out.join("_manifest/done/00000000.json"), &mut child);
     fs::remove_dir(&reports).unwrap();
     let ran = Ran::of(child.wait_with_output().unwrap());
     assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(ran.stdout.starts_with("::error title="), "{}", ran.stdout);
     ran.says("done: 8 planned").says("reports/haul.xml");
     assert_eq!(success(&out)["ok"], 8);
+    // What could be written does not say otherwise.
+    let text = fs::read_to_string(&metrics).unwrap();
+    assert!(text.lines().any(|line| line.ends_with("} 1") && line.contains("exit_code")), "{text}");
+    assert!(text.lines().any(|line| line.ends_with("} 1") && line.contains("complete")), "{text}");
+    assert!(fs::read_to_string(&told).unwrap().starts_with("exit_code=1\n"));
     // The next run writes it.
     fs::create_dir(&reports).unwrap();
     run().exits(0);
     assert_eq!(test_cases(&reports.join("haul.xml")), cases(&[("job", "")]));
+    // And if it is GitHub that cannot be told, the files say so.
+    let nowhere = root.path().join("none/summary");
+    let ran = run().env("GITHUB_STEP_SUMMARY", nowhere.to_str().unwrap()).exits(1);
+    assert!(ran.stdout.starts_with("::error title="), "{}", ran.stdout);
+    let said = test_cases(&reports.join("haul.xml"));
+    assert!(said[0].1.starts_with("failure: cannot append to `"), "{said:?}");
+    assert!(fs::read_to_string(&told).unwrap().contains("gates_broken=0\nexit_code=1\n"));
 }
 
 #[test]
@@ -411,4 +456,41 @@ fn who_finds_the_output_held_leaves_its_reports_alone() {
     assert!(test_cases(&file)[0].1.contains("is in use by"), "{:?}", test_cases(&file));
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn no_name_gives_orders_to_those_who_read_the_log() {
+    const ODD: &str = "x\n::error::x\u{1b}[31m";
+    let photos = folder(1);
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let (out, foreign) = (at("out"), at("foreign"));
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join(ODD), b"").unwrap();
+    // Two columns that might hold the pictures, one that is not there, a prefix that lies nowhere.
+    fs::write(at("t.csv"), format!("image,path,\"{ODD}\"\na,b,c\n")).unwrap();
+    fs::write(at("u.csv"), format!("\"{ODD}\"\na\n")).unwrap();
+    fs::write(at("m.json"), json!([{"prefix": format!("{ODD}/")}]).to_string()).unwrap();
+    fs::write(at("job.toml"), "conf = 0.5\n::error::x\n").unwrap();
+    let run = |input: &Path| Haul::run(input, &out);
+    let odd_output = photos.path().join(format!("{ODD}/out"));
+    for (ran, named) in [
+        (run(&at("t.csv")), true),
+        (run(&at("u.csv")).args(["--key-column", "image"]), true),
+        (run(&at("m.json")), true),
+        (run(&at(ODD)), true),
+        (run(photos.path()).args(["--classes", ODD]), true),
+        (run(photos.path()).args(["--conf", "0.1", "--gate", &format!("class {ODD} == 0")]), true),
+        (Haul::run(photos.path(), &foreign), true),
+        (run(photos.path()).arg(at("job.toml")), false),
+        (Haul::new("resume").arg(&odd_output), true),
+    ] {
+        let ran = ran.exits(2);
+        let bad = |line: &str| line.starts_with("::") || line.contains('\u{1b}');
+        assert!(!ran.stderr.lines().any(bad), "{}", ran.stderr);
+        assert!(!named || ran.stderr.contains(r"x\n::error::x\u{1b}[31m"), "{}", ran.stderr);
+    }
+    // What a finished run says of where its results are.
+    let ran = Haul::run(photos.path(), &at(&format!("{ODD}-out"))).exits(0);
+    ran.says(r"results in ").says(r"x\n::error::x\u{1b}[31m-out");
 }

@@ -7,10 +7,29 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::binary::{
-    Haul, Ran, by_image, concatenated, fill, folder, model, parts, success, testdata, wait_for,
+    Haul, Ran, by_image, concatenated, fill, folder, lines, model, parts, success, testdata,
+    wait_for,
 };
 
 const SMALL_BATCHES: [&str; 2] = ["--max-images", "3"];
+
+/// At the end of a job, and in jobs of a few pictures, idle workers assist busy ones.
+#[test]
+fn bytes_do_not_depend_on_who_assists() {
+    let root = tempfile::tempdir().unwrap();
+    for count in [1, 2, 3, 5] {
+        let photos = folder(count);
+        let mut first = None;
+        for workers in ["1", "2", "4"] {
+            let out = root.path().join(format!("{count}-{workers}"));
+            let run = Haul::run(photos.path(), &out);
+            run.args(["--imgsz", "320", "--workers", workers]).exits(0);
+            let bytes = concatenated(&out);
+            assert_eq!(lines(&out).len(), count);
+            assert!(*first.get_or_insert_with(|| bytes.clone()) == bytes, "{count} {workers}");
+        }
+    }
+}
 
 #[test]
 fn bytes_do_not_depend_on_workers_mini_batches_or_budget() {
@@ -260,6 +279,12 @@ fn what_haul_died_of_twice_is_left_out_unread() {
     let text =
         format!("{twice}{{\"image\":\"0/00003.jpg\"}}\n{twice}{{\"image\":\"0/00003.jpg\"}}");
     fs::write(&strikes, &text).unwrap();
+    // A dry run leaves it out too, and writes nothing.
+    let plan =
+        Haul::new("plan").arg("-m").arg(model()).arg("-i").arg(photos.path()).arg("-o").arg(&out);
+    let ran = plan.args(["--imgsz", "64", "--dry-run", "--json"]).exits(0);
+    assert!(ran.stdout.contains("\"probed\": 6,"), "{}", ran.stdout);
+    assert_eq!(fs::read_to_string(&strikes).unwrap(), text);
     fs::remove_file(photos.path().join("1/00001.png")).unwrap();
     let ran = Haul::new("resume").arg(&out).exits(3).says("1 × quarantined");
     ran.says("at work on `0/00003.jpg`; it is tried once more");
@@ -369,4 +394,96 @@ fn a_second_signal_stops_at_once() {
         assert!(ran.stderr.contains("finishing"), "{}", ran.stderr);
         Haul::new("status").arg(&out).exits(75);
     }
+}
+
+#[test]
+fn a_complete_plan_goes_on_without_the_list_it_was_made_of() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    fill(&at("photos"), 0..3);
+    fill(&at("more"), 0..3);
+    let names = ["0/00000.jpg", "1/00001.png", "never.jpg"];
+    let lists = [
+        ("photos/l.txt", names.join("\n")),
+        ("photos/t.csv", format!("image,site\n{}", names.map(|n| format!("{n},A\n")).concat())),
+        ("m.json", format!("[{{\"prefix\":\"photos/\"}},\"{}\"]", names.join("\",\""))),
+    ];
+    for (list, text) in &lists {
+        let out = at("out");
+        fs::write(at(list), text).unwrap();
+        Haul::run(at(list), &at("whole")).exits(3);
+        let plan = |out: &Path| {
+            let plan = Haul::new("plan").arg("-m").arg(model()).arg("-i").arg(at(list));
+            plan.arg("-o").arg(out).args(["--imgsz", "64"]).exits(0);
+        };
+        plan(&out);
+        fs::write(at(list), "\"").unwrap();
+        Haul::new("resume").arg(&out).exits(3);
+        assert_eq!(concatenated(&out), concatenated(&at("whole")), "{list}");
+        // A prefix that was changed meanwhile leads nowhere else.
+        fs::remove_dir_all(&out).unwrap();
+        fs::write(at(list), text).unwrap();
+        plan(&out);
+        fs::write(at(list), text.replace("photos", "more")).unwrap();
+        Haul::new("resume").arg(&out).exits(3);
+        assert_eq!(concatenated(&out), concatenated(&at("whole")), "{list}");
+        fs::remove_dir_all(&out).unwrap();
+        fs::write(at(list), text).unwrap();
+        plan(&out);
+        fs::remove_file(at(list)).unwrap();
+        Haul::new("resume").arg(&out).exits(3);
+        assert_eq!(concatenated(&out), concatenated(&at("whole")), "{list}");
+        fs::remove_dir_all(&out).unwrap();
+        fs::remove_dir_all(at("whole")).unwrap();
+    }
+}
+
+#[test]
+fn a_finished_job_needs_nothing_of_what_it_was_made_of() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    fill(&at("photos"), 0..3);
+    fs::write(at("photos/bad.jpg"), b"no picture").unwrap();
+    Haul::run(at("photos"), &at("out")).exits(3);
+    Haul::new("retry").arg(at("out")).arg("--output").arg(at("again")).exits(3);
+    fill(&at("photos"), 3..5);
+    Haul::run(at("photos"), &at("new")).arg("--since").arg(at("out")).exits(0);
+    // Planned only: its pictures are needed, what it was made since is not.
+    let plan = Haul::new("plan").arg("-m").arg(model()).arg("-i").arg(at("photos"));
+    let plan = plan.arg("-o").arg(at("planned")).arg("--since").arg(at("out"));
+    plan.args(["--imgsz", "64"]).exits(0);
+    fs::rename(at("out"), at("moved")).unwrap();
+    Haul::new("resume").arg(at("planned")).exits(0);
+    fs::remove_file(at("planned/_SUCCESS.json")).unwrap();
+    fs::remove_dir_all(at("photos")).unwrap();
+    for (name, code) in [("moved", 3), ("again", 3), ("new", 0), ("planned", 2)] {
+        Haul::new("resume").arg(at(name)).exits(code);
+    }
+}
+
+#[test]
+fn a_signal_ends_a_run_that_waits_for_the_lock() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let photos = folder(2);
+    let root = tempfile::tempdir().unwrap();
+    let out = root.path().join("out");
+    let lock = out.join("_manifest/lock");
+    fs::create_dir_all(out.join("_manifest")).unwrap();
+    let held = haul::store::Lock::acquire(&lock, Duration::ZERO).unwrap();
+    let mut child = Haul::run(photos.path(), &out).args(["--if-locked", "wait=1h"]).spawn();
+    // It has come to the lock when it has opened it.
+    let files = format!("/proc/{}/fd", child.id());
+    let opened = || {
+        let files = fs::read_dir(&files).unwrap();
+        files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|path| path == lock))
+    };
+    while !opened() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(nix::libc::SIGTERM));
+    drop(held);
+    Haul::run(photos.path(), &out).exits(0);
 }

@@ -9,6 +9,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use common::binary::{Haul, by_image, concatenated, fill, lines, model, parts, success, testdata};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Keys that no text can say, or that break a list of lines.
@@ -80,7 +81,20 @@ fn exactly_the_failed_ones_are_tried_with_the_settings_of_then() {
     // A retry may be retried, and then nothing is left.
     retry(&same, &at("again")).exits(0);
     assert!(lines(&at("again")) == repaired);
-    retry(&at("again"), &at("no")).exits(0).says("none of the 6 pictures in");
+    let nothing = || retry(&at("again"), &at("no"));
+    nothing().exits(0).says("none of the 6 pictures in");
+    // Which is an end like others, with messages, reports and gates.
+    let report: Value = serde_json::from_str(&nothing().arg("--json").exits(0).stdout).unwrap();
+    assert_eq!((&report["state"], &report["planned"]), (&"done".into(), &0.into()));
+    let ran = nothing().args(["--progress", "json", "--gate", "pictures > 0"]).exits(6);
+    assert!(ran.stdout.contains("\"message_type\":\"summary\""), "{}", ran.stdout);
+    let (junit, metrics) = (at("haul.xml"), at("haul.prom"));
+    nothing().arg("--junit").arg(&junit).arg("--prometheus").arg(&metrics).exits(0);
+    assert!(fs::read_to_string(&junit).unwrap().contains("failures=\"0\""));
+    assert!(fs::read_to_string(&metrics).unwrap().contains("haul_run_exit_code"));
+    nothing().args(["--gate", "nonsense"]).exits(2).says("nonsense");
+    nothing().args(["--gate", "class unicorn > 0"]).exits(2).says("no class `unicorn`");
+    nothing().arg("--junit").arg(at("none/haul.xml")).exits(2).says("cannot write there");
     assert!(!at("no").exists(), "and nothing was written");
     assert!(parts(&out) == before, "what was retried stays as it was");
 }
@@ -212,6 +226,39 @@ fn a_link_that_leaves_a_tree_needs_its_flag_still() {
 }
 
 #[test]
+fn a_link_to_the_input_that_leads_elsewhere_now_lets_nothing_out() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    fs::create_dir_all(at("data/1")).unwrap();
+    fill(&at("data/1"), 0..2);
+    fill(&at("data/2"), 0..2);
+    fs::copy(testdata("forms/jpeg-444.jpg"), at("secret.jpg")).unwrap();
+    symlink("../../secret.jpg", at("data/1/leaving.jpg")).unwrap();
+    symlink("data/1", at("latest")).unwrap();
+    Haul::run(at("latest"), &at("out")).exits(3).says("1 × outside_link");
+    fs::remove_file(at("latest")).unwrap();
+    symlink("data/2", at("latest")).unwrap();
+    retry(&at("out"), &at("again")).exits(3).says("1 × outside_link");
+    retry(&at("again"), &at("third")).exits(3).says("1 × outside_link");
+    fs::remove_file(at("latest")).unwrap();
+    retry(&at("out"), &at("fourth")).exits(3).says("1 × outside_link");
+
+    // What somebody named may lie anywhere.
+    fs::write(at("secret.jpg"), "no picture").unwrap();
+    let named = [
+        ("l.txt", "data/1/leaving.jpg\n".to_owned()),
+        ("m.json", "[{\"prefix\":\"data/1/\"},\"leaving.jpg\"]".to_owned()),
+    ];
+    for (list, text) in named {
+        fs::write(at(list), text).unwrap();
+        let (out, again) = (at(&format!("{list}-out")), at(&format!("{list}-again")));
+        Haul::run(at(list), &out).args(["--max-failures", "100%"]).exits(3);
+        fs::remove_file(at(list)).unwrap();
+        retry(&out, &again).exits(3).says("1 × not_an_image");
+    }
+}
+
+#[test]
 fn all_of_them_may_fail_again() {
     let root = tempfile::tempdir().unwrap();
     let photos = root.path().join("photos");
@@ -258,6 +305,18 @@ fn what_is_still_denied_does_not_look_like_a_lost_disk() {
     let here = Path::new("/");
     Haul::run(&photos, &out).user(NOBODY).in_folder(here).exits(3).says("3 × denied");
     retry(&out, &again).user(NOBODY).in_folder(here).exits(3).says("3 × denied");
+    // So is what may not even be looked at, and what has no digest therefore.
+    open(&photos.join("1"), 0o744);
+    let list = photos.join("l.txt");
+    fs::write(&list, "0/00000.jpg\n1/00001.png\n2/00002.jpg\n").unwrap();
+    for (input, failed) in [(&photos, "3 × denied"), (&list, "2 × denied")] {
+        for identity in ["mtime", "sha256"] {
+            let out = desk.join(failed.replace(' ', "")).join(identity);
+            let run = Haul::run(input, &out).args(["--identity", identity]);
+            run.user(NOBODY).in_folder(here).exits(3).says(failed);
+        }
+    }
+    open(&photos.join("1"), 0o755);
     // Where the picture that could be read is gone as well, the disk is to blame.
     fs::remove_file(photos.join("2/00002.jpg")).unwrap();
     let ran = retry(&out, &desk.join("lost")).user(NOBODY).in_folder(here).exits(1);

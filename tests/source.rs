@@ -5,8 +5,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use haul::store::{
-    Identity, IdentityKind, Key, Listed, LocalSource, Object, ReadError, Select, Skip, Source,
-    SourceOptions,
+    Class, Identity, IdentityKind, Key, LinkFault, Listed, LocalSource, Object, ReadError, Select,
+    Skip, Source, SourceOptions,
 };
 use proptest::prelude::*;
 
@@ -155,4 +155,43 @@ fn the_output_below_the_input_is_not_listed() {
     assert_eq!(keys(&source, None), ["x.jpg"]);
     assert!(source.vouches(Some(&Key::from("x.jpg"))));
     assert!(!source.vouches(Some(&Key::from("y.jpg"))));
+}
+
+#[test]
+fn a_name_that_cannot_be_looked_at_does_not_stand_in_the_way_of_others() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let long = "x".repeat(300);
+    symlink("loop.jpg", at("loop.jpg")).unwrap();
+    fs::write(at("ok.jpg"), b"1").unwrap();
+    let names = [long.as_str(), "loop.jpg", "ok.jpg", "ok.jpg/inner"];
+    fs::write(at("l.txt"), names.join("\n")).unwrap();
+    fs::write(at("t.csv"), format!("image\n{}", names.join("\n"))).unwrap();
+    fs::write(at("m.json"), format!("[{{\"prefix\":\"./\"}},\"{}\"]", names.join("\",\"")))
+        .unwrap();
+    for list in ["l.txt", "t.csv", "m.json"] {
+        let source = source(&at(list));
+        assert_eq!(object(&source, &long).identity, Identity::Missing, "{list}");
+        assert_eq!(object(&source, "ok.jpg/inner").identity, Identity::Missing, "{list}");
+        let broken = Identity::Link(LinkFault::Broken);
+        assert_eq!(object(&source, "loop.jpg").identity, broken, "{list}");
+        assert_eq!(source.read(&object(&source, "ok.jpg")).unwrap(), b"1");
+    }
+}
+
+#[test]
+fn a_line_that_is_no_path_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let list = root.path().join("l.txt");
+    for (name, expected) in [("a\0b", "line 2 holds a NUL"), (&"x/".repeat(2100), "4200 bytes")] {
+        let text = format!("a.jpg\n{name}\n");
+        fs::write(&list, &text).unwrap();
+        let options = SourceOptions::default();
+        let from_lines = LocalSource::from_lines(text.as_bytes(), root.path(), options.clone());
+        for source in [LocalSource::open(&list, options), from_lines] {
+            let error = source.unwrap_err();
+            assert_eq!(error.class(), Class::Malformed);
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::{print, print_json};
+use super::{print, print_json, shown};
 use crate::engine::{NUMERICS_VERSION, Precision, choose, forced};
 use crate::job::{CheckedPack, Exit, JobError, LINE_SCHEMA, MANIFEST_SCHEMA, check_packs, mib};
 use crate::kernels::{Cpu, Tier};
@@ -116,13 +116,13 @@ impl Doctor {
             text.push_str(&format!(
                 "model      {}: {format}, {task}, {} classes, {imgsz} pixels, {parameters} \
                  parameters\n  sha256     {}\n  widths     {widths:?}, depths {depths:?}\n",
-                file.display(),
+                shown(file),
                 names.len(),
                 model.sha256,
             ));
         }
         for CheckedPack { path, form, source_sha256, fault } in &packs {
-            let path = path.display();
+            let path = shown(path);
             text.push_str(&match (fault, form, source_sha256) {
                 (None, Some(form), Some(source)) => {
                     format!("pack       {path}: {form}, whole\n  made from  {source}\n")

@@ -23,7 +23,7 @@ pub(super) struct Export {
     /// The form
     #[arg(long, value_enum)]
     to: To,
-    /// File, or - for stdout; for yolo a new folder
+    /// File, or - for stdout, never a link, pipe or device; for yolo a new folder
     #[arg(long, value_name = "PATH", required_if_eq("to", "yolo"), default_value = "-")]
     dest: PathBuf,
     /// Export what is committed of an unfinished job

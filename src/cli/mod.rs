@@ -88,6 +88,11 @@ fn print(text: &str) -> Result<(), JobError> {
     }
 }
 
+/// A path as it stands in messages: on one line, whatever it is.
+fn shown(path: &std::path::Path) -> String {
+    crate::store::one_line(&path.to_string_lossy())
+}
+
 /// Prints a value as JSON, on lines of its own.
 fn print_json(value: &impl serde::Serialize) -> Result<(), JobError> {
     let text = serde_json::to_string_pretty(value)

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::{print, print_json};
+use super::{print, print_json, shown};
 use crate::engine::Precision;
 use crate::job::{Exit, JobError, MadePack, pack_model, tell};
 use crate::model::{Model, read, write_safetensors};
-use crate::store::{LocalStore, PutNew, Store};
+use crate::store::{LocalStore, PutNew, Store, one_line};
 
 /// Look into a checkpoint, convert it, or pack its weights
 #[derive(Debug, Subcommand)]
@@ -92,12 +92,12 @@ impl Inspect {
             "{}\n  sha256     {sha256}\n  form       {}\n  task       {}\n  input      {} pixels\n  \
              classes    {}: {}\n  parameters {}\n  tensors    {}\n  widths     {:?}\n  depths     {:?}\n  \
              strides    {:?}, {} bins a side\n  activation {:?}, BN eps {}\n",
-            self.file.display(),
+            shown(&self.file),
             info.format,
             info.task,
             info.imgsz,
             info.names.len(),
-            info.names.join(", "),
+            one_line(&info.names.join(", ")),
             info.parameters,
             dtypes.join(", "),
             info.widths,
@@ -108,9 +108,10 @@ impl Inspect {
             info.bn_eps,
         );
         for (conv, act) in &info.act_overrides {
-            text.push_str(&format!("             {conv}: {act:?}\n"));
+            text.push_str(&format!("             {}: {act:?}\n", one_line(conv)));
         }
         for (key, value) in &info.metadata {
+            let (key, value) = (one_line(key), one_line(value));
             text.push_str(&format!("  {key:<10} {value}\n"));
         }
         print(&text)?;
@@ -131,7 +132,7 @@ impl Convert {
         if store.put_new(Path::new(name), &bytes)? == PutNew::Exists {
             return Err(JobError::Usage(format!("`{}` exists already", dest.display())));
         }
-        tell(&format!("{}: {} bytes", dest.display(), bytes.len()));
+        tell(&format!("{}: {} bytes", shown(&dest), bytes.len()));
         Ok(Exit::Done)
     }
 }
@@ -140,7 +141,7 @@ impl Pack {
     fn execute(self) -> Result<Exit, JobError> {
         let made = pack_model(&self.file, self.precision, self.dest.as_deref())?;
         let MadePack { path, form, numeric_class, bytes } = made;
-        tell(&format!("{}: {bytes} bytes, {form}, for the class {numeric_class}", path.display()));
+        tell(&format!("{}: {bytes} bytes, {form}, for the class {numeric_class}", shown(&path)));
         Ok(Exit::Done)
     }
 }

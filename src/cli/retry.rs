@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::work::{Talk, work};
+use super::work::{Talk, nothing, prepared, work};
 use crate::job::{CHOOSING, Exit, JobError, Mode, Retrial, Settings, retry};
 
 /// Run again only the pictures of an output that failed
@@ -39,15 +39,15 @@ pub(super) struct Retry {
 
 impl Retry {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
-        let of = Settings { output: Some(self.of), ..Settings::default() };
-        let of = of.relative_to(Path::new(""))?.output.unwrap_or_default();
-        match retry(&of, self.settings.relative_to(Path::new(""))?)? {
+        let retrial = prepared(&self.talk, self.settings.progress.clone(), |_| {
+            let of = Settings { output: Some(self.of), ..Settings::default() };
+            let of = of.relative_to(Path::new(""))?.output.unwrap_or_default();
+            retry(&of, self.settings.relative_to(Path::new(""))?)
+        })?;
+        match retrial {
             // Its plan, once there is one, is all that counts, as for `resume`.
             Retrial::Job(spec) => work(*spec, Mode::Resume, &self.talk),
-            Retrial::Nothing(text) => {
-                self.talk.terminal().say(&text);
-                Ok(Exit::Done)
-            }
+            Retrial::Nothing(spec, text) => nothing(&spec, text, &self.talk),
         }
     }
 }

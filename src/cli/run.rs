@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::print;
-use super::work::{Talk, settings, spec, work};
-use crate::job::{Exit, JobError, Manifest, Mode, Settings, ShardChoice, open_output};
+use super::work::{Talk, prepared, settings, work};
+use crate::job::{Exit, JobError, Manifest, Mode, Settings, ShardChoice, Spec, open_output};
 
 /// Run a job: a new one, or what is left of it
 ///
@@ -106,8 +106,11 @@ pub(super) struct Resume {
 
 impl Run {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
-        let given = settings(self.settings, self.job.as_deref(), &self.talk.terminal())?;
-        let spec = spec(given, &self.talk)?;
+        let spec = prepared(&self.talk, self.settings.progress.clone(), |progress| {
+            let given = settings(self.settings, self.job.as_deref(), &self.talk.terminal())?;
+            progress.clone_from(&given.progress);
+            Spec::new(given)
+        })?;
         if self.print_config {
             // Which shard this is would be refused in a job file.
             let named = matches!(spec.shard, Some(ShardChoice::Named(_)));
@@ -123,29 +126,38 @@ impl Run {
 
 impl Resume {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
+        let prepare = |progress: &mut Option<String>| self.spec(progress);
+        let spec = prepared(&self.talk, self.progress.clone(), prepare)?;
+        work(spec, Mode::Resume, &self.talk)
+    }
+
+    /// The job that is there, with flags over its settings.
+    fn spec(&self, progress: &mut Option<String>) -> Result<Spec, JobError> {
         let manifest = Manifest::new(open_output(&self.output));
         let job = manifest.job()?.ok_or_else(|| {
             JobError::Usage(format!("`{}` holds no job of haul to resume", self.output.display()))
         })?;
         let flags = Settings {
-            model: self.model,
-            output: Some(self.output),
-            shard: self.shard,
+            model: self.model.clone(),
+            output: Some(self.output.clone()),
+            shard: self.shard.clone(),
             workers: self.workers,
-            memory_budget: self.memory_budget,
-            max_failures: self.max_failures,
-            batch_timeout: self.batch_timeout,
-            grace: self.grace,
-            max_runtime: self.max_runtime,
-            if_locked: self.if_locked,
-            gate: self.gate,
-            junit: self.junit,
+            memory_budget: self.memory_budget.clone(),
+            max_failures: self.max_failures.clone(),
+            batch_timeout: self.batch_timeout.clone(),
+            grace: self.grace.clone(),
+            max_runtime: self.max_runtime.clone(),
+            if_locked: self.if_locked.clone(),
+            gate: self.gate.clone(),
+            junit: self.junit.clone(),
             github: self.github,
-            prometheus: self.prometheus,
-            progress: self.progress,
+            prometheus: self.prometheus.clone(),
+            progress: self.progress.clone(),
             ..Settings::default()
         };
-        let mut spec = spec(flags.relative_to(Path::new(""))?.over(job.settings), &self.talk)?;
+        let settings = flags.relative_to(Path::new(""))?.over(job.settings);
+        progress.clone_from(&settings.progress);
+        let mut spec = Spec::new(settings)?;
         spec.retry = job.retry;
         let listed_again = spec.input == crate::job::Input::Stdin && spec.retry.is_none();
         if listed_again && manifest.plan()?.is_none() {
@@ -155,6 +167,6 @@ impl Resume {
                     .into(),
             ));
         }
-        work(spec, Mode::Resume, &self.talk)
+        Ok(spec)
     }
 }

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{print, print_json};
 use crate::job::{Exit, JobError, tell, verify};
+use crate::store::one_line;
 
 /// Prove that the results are complete and unaltered
 ///
@@ -28,7 +29,7 @@ impl Verify {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
         let verdict = verify(&self.output)?;
         for mismatch in &verdict.mismatches {
-            tell(&format!("mismatch: {mismatch}"));
+            tell(&one_line(&format!("mismatch: {mismatch}")));
         }
         if self.json {
             print_json(&verdict)?;

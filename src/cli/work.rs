@@ -8,9 +8,10 @@ use clap::Args;
 
 use super::{print_json, signals};
 use crate::job::{
-    Ended, Exit, JobError, Line, Mode, Opened, Progress, Report, Session, Settings, Spec, Status,
-    Terminal, Verbosity, drift, failures, open, tell,
+    Ended, Exit, Gate, JobError, Line, Mode, Opened, Progress, Report, Session, Settings, Spec,
+    Status, Terminal, Verbosity, drift, failures, open, tell,
 };
+use crate::store::one_line;
 
 /// How a command talks.
 #[derive(Debug, Args)]
@@ -53,14 +54,21 @@ pub(super) fn settings(
     Ok(settings)
 }
 
-/// Checks the settings. Who asked for messages in JSON hears of a mistake in them there, too.
-pub(super) fn spec(settings: Settings, talk: &Talk) -> Result<Spec, JobError> {
-    let json = settings.progress.as_deref() == Some("json");
-    Spec::new(settings).inspect_err(|error| {
-        let shown = if json { Progress::Json } else { Progress::None };
-        let failure = Some((error.exit() as u8, error.to_string()));
-        let failure = failure.as_ref().map(|(code, text)| (*code, text.as_str()));
-        talk.terminal().showing(shown).conclude(None, failure);
+/// Does what comes before there is a job to work on. Who asked for messages in JSON hears there, too,
+/// why it came to nothing; of a job to work on, `work` says how it ended.
+///
+/// `progress` is the flag; what is behind it, `prepare` may find in a file.
+pub(super) fn prepared<T>(
+    talk: &Talk,
+    mut progress: Option<String>,
+    prepare: impl FnOnce(&mut Option<String>) -> Result<T, JobError>,
+) -> Result<T, JobError> {
+    prepare(&mut progress).inspect_err(|error| {
+        if progress.as_deref() == Some("json") {
+            let text = error.to_string();
+            let failure = Some((error.exit() as u8, text.as_str()));
+            talk.terminal().showing(Progress::Json).conclude(None, failure);
+        }
     })
 }
 
@@ -79,11 +87,29 @@ struct Ending {
     text: String,
 }
 
+/// Works on a job.
 pub(super) fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError> {
+    end(&spec, talk, |terminal| attempt(spec.clone(), mode, terminal))
+}
+
+/// Ends a job that has no pictures, of which nothing is written, as any other.
+pub(super) fn nothing(spec: &Spec, text: String, talk: &Talk) -> Result<Exit, JobError> {
+    end(spec, talk, |_| {
+        let report = complete(spec.output.display().to_string(), Status::default());
+        Ok(Ending::of(&spec.gates, Exit::Done, report, Some(text)))
+    })
+}
+
+/// Says and leaves how an attempt ended.
+fn end(
+    spec: &Spec,
+    talk: &Talk,
+    attempt: impl FnOnce(&mut Terminal) -> Result<Ending, JobError>,
+) -> Result<Exit, JobError> {
     let mut terminal = talk.terminal().showing(spec.progress).with_json(talk.json());
     let folders = spec.notices.check_folders();
     let able = folders.is_ok();
-    let attempted = folders.and_then(|()| attempt(spec.clone(), mode, &mut terminal));
+    let attempted = folders.and_then(|()| attempt(&mut terminal));
     let mut ending = attempted.unwrap_or_else(Ending::failed);
     if !ending.text.is_empty() {
         terminal.say(ending.text.trim_end());
@@ -91,7 +117,7 @@ pub(super) fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError
     let gates = ending.report.iter().flat_map(|report| &report.gates);
     gates.filter(|gate| !gate.holds).for_each(|gate| terminal.murmur(&gate.to_string()));
     if able {
-        ending.publish(&spec, &terminal);
+        ending.publish(spec, &terminal);
     }
     let Ending { exit, report, error, .. } = ending;
     let reason = error.as_ref().map(ToString::to_string);
@@ -108,6 +134,21 @@ pub(super) fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError
 }
 
 impl Ending {
+    /// An attempt that was not cut short; `said` is all there is to say where there was nothing to do.
+    fn of(gates: &[Gate], exit: Exit, mut report: Report, said: Option<String>) -> Ending {
+        // Before it is complete, a job has nothing yet that a gate could be held against.
+        let exit = match exit {
+            Exit::Done | Exit::SomeFailed if report.is_complete() => report.hold_against(gates),
+            other => other,
+        };
+        let text = match said {
+            Some(text) => report.gates.iter().fold(text, |text, gate| format!("{text}\n{gate}")),
+            None => report.text(),
+        };
+        let (error, failures) = (None, Vec::new());
+        Ending { exit, report: Some(report), error, failures, skipped: false, text }
+    }
+
     fn failed(error: JobError) -> Ending {
         Ending {
             exit: error.exit(),
@@ -128,20 +169,20 @@ impl Ending {
         }
         let gates: Vec<String> = spec.gates.iter().map(|gate| gate.text().to_owned()).collect();
         let reason = self.error.as_ref().map(ToString::to_string);
-        let published = self.name_failures(spec).and_then(|()| {
-            let ended = Ended {
-                output: &spec.output,
-                exit: self.exit,
-                reason: reason.as_deref().or(terminal.reason()),
-                report: self.report.as_ref(),
-                failures: &self.failures,
-                gates: &gates,
-                time: SystemTime::now(),
-            };
-            spec.notices.publish(&ended, terminal)
-        });
-        let Err(error) = published else { return };
-        if matches!(self.exit, Exit::Done | Exit::SomeFailed | Exit::Gate) {
+        let named = self.name_failures(spec);
+        let fault = named.as_ref().err().map(ToString::to_string);
+        let ended = Ended {
+            output: &spec.output,
+            exit: self.exit,
+            reason: reason.as_deref().or(terminal.reason()),
+            report: self.report.as_ref(),
+            failures: &self.failures,
+            gates: &gates,
+            time: SystemTime::now(),
+        };
+        let ended = fault.as_deref().map_or(ended, |fault| ended.untold(fault));
+        let Err(error) = named.and(spec.notices.publish(&ended, terminal)) else { return };
+        if self.exit.complete() {
             self.exit = Exit::Failed;
             self.report.iter_mut().for_each(|report| report.exit = Exit::Failed as u8);
             self.error = Some(JobError::Internal(error.to_string()));
@@ -162,51 +203,45 @@ impl Ending {
 }
 
 fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, JobError> {
-    let signals = signals::listen()?;
     let gates = spec.gates.clone();
     let output = spec.output.display().to_string();
-    let mut fresh = Vec::new();
-    let (mut exit, mut report, error, said) = match open(spec, mode, terminal)? {
+    let done =
+        |status, text| Ending::of(&gates, Exit::Done, complete(output.clone(), status), Some(text));
+    Ok(match open(spec, mode, terminal)? {
         Opened::Skipped(text) => {
             // One line also for --quiet: that nothing ran is what cron's reader wants to know.
             tell(&text);
-            let report = Report { output, state: "skipped".into(), ..Report::default() };
-            return Ok(Ending {
+            let state = "skipped".into();
+            let report = Report { output, state, ..Report::default() };
+            Ending {
                 exit: Exit::Done,
                 report: Some(report),
                 error: None,
                 failures: Vec::new(),
                 skipped: true,
                 text: String::new(),
-            });
+            }
         }
-        Opened::Nothing(text) => {
-            (Exit::Done, complete(output, Status::default()), None, Some(text))
-        }
+        Opened::Nothing(text) => done(Status::default(), text),
         Opened::Job(session) if session.manifest.success()?.is_some() => {
             let status = finished(&session, mode)?;
             let survey = crate::job::Survey::open(&session.spec.output)?;
             let shard = session.shard.map(|shard| survey.share(shard)).transpose()?;
-            let text = format!("`{output}` is finished, and nothing is new in its input");
-            (Exit::Done, Report { shard, ..complete(output, status) }, None, Some(text))
+            let text =
+                one_line(&format!("`{output}` is finished, and nothing is new in its input"));
+            let report = Report { shard, ..complete(output, status) };
+            Ending::of(&gates, Exit::Done, report, Some(text))
         }
         Opened::Job(session) => {
+            // Up to here a signal simply ends the process: there is nothing to be finished, and
+            // whoever waits for the lock for hours must not wait on.
+            let signals = signals::listen()?;
             let outcome = crate::job::run(*session, &signals, terminal)?;
-            fresh = outcome.failures;
-            (outcome.exit, outcome.report, outcome.error, None)
+            let ending = Ending::of(&gates, outcome.exit, outcome.report, None);
+            let text = if outcome.error.is_some() { String::new() } else { ending.text };
+            Ending { error: outcome.error, failures: outcome.failures, text, ..ending }
         }
-    };
-    // Before it is complete, a job has nothing yet that a gate could be held against.
-    if matches!(exit, Exit::Done | Exit::SomeFailed) && report.is_complete() {
-        exit = report.hold_against(&gates);
-    }
-    let text = match said {
-        // There was nothing to do, so there is only this to say.
-        Some(text) => report.gates.iter().fold(text, |text, gate| format!("{text}\n{gate}")),
-        None if error.is_some() => String::new(),
-        None => report.text(),
-    };
-    Ok(Ending { exit, report: Some(report), error, failures: fresh, skipped: false, text })
+    })
 }
 
 /// The output is finished: what it amounts to, unless the input has moved on.

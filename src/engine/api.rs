@@ -2,6 +2,9 @@
 
 use thiserror::Error;
 
+use std::sync::Arc;
+
+use crate::kernels::{Hook, Team};
 use crate::yolo::Candidate;
 
 /// Rises whenever the same picture and model may give other bytes than before within a numeric
@@ -52,6 +55,15 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// When its memory cannot be set up.
     fn worker(&self) -> Result<Box<dyn Worker>, EngineError>;
+
+    /// A worker for one thread of a team: it assists the others where it is asked to, and has
+    /// them assist it in [`Worker::run_assisted`]. The results are the same bits.
+    ///
+    /// # Errors
+    /// As [`Engine::worker`].
+    fn member(&self, _team: &Arc<Team>) -> Result<Box<dyn Worker>, EngineError> {
+        self.worker()
+    }
 }
 
 /// One thread's use of an [`Engine`].
@@ -67,6 +79,28 @@ pub trait Worker: Send {
         conf: f32,
         candidates: &mut Vec<Candidate>,
     ) -> Result<(), EngineError>;
+
+    /// [`Worker::run`], with whoever of the team assists meanwhile. `hook` is called on each of
+    /// their threads around every piece of the work.
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    ///
+    /// # Panics
+    /// When an assistant did.
+    fn run_assisted(
+        &mut self,
+        input: Input<'_>,
+        conf: f32,
+        candidates: &mut Vec<Candidate>,
+        _hook: &Hook<'_>,
+    ) -> Result<(), EngineError> {
+        self.run(input, conf, candidates)
+    }
+
+    /// Does pieces of the pictures of others of the team, until `until` says so (it is asked after
+    /// every piece) or there are none for a while.
+    fn assist(&mut self, _until: &dyn Fn() -> bool) {}
 
     /// To be called before the thread waits for work: gives back what makes it expensive for the
     /// operating system to switch to another thread.

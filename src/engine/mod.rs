@@ -5,8 +5,8 @@
 //! added there.
 //! Everything after the last convolution (scores, boxes, NMS) is `yolo`'s and the same for all.
 //!
-//! No worker starts threads, but for [`fused::Fused::team_worker`], which is asked for threads by
-//! name: one picture on several cores. candle's kernels split their work over the rayon pool
+//! Workers of one [`Team`] can share a picture: who has nothing to do assists who has. No worker
+//! starts threads, but for [`fused::Fused::team_worker`], which is asked for them by name. candle's kernels split their work over the rayon pool
 //! they are called in and ask RAYON_NUM_THREADS and CANDLE_NUM_THREADS for a count; `main` sets
 //! both to 1 and every worker sits in a pool of one thread, so all of it stays inline. Elsewhere
 //! (a test, a bench) the results are the same, only the threads are more.
@@ -18,6 +18,7 @@ mod fold;
 pub mod fused;
 mod head;
 
+pub use crate::kernels::{Hook, Team};
 pub use api::{Engine, EngineError, Input, NUMERICS_VERSION, Worker};
 pub use choose::{Precision, TIER_VARIABLE, choose, forced, load, load_packed, open, tier};
 pub use fused::{PackedFile, Packing, form, packed};

@@ -1,6 +1,6 @@
 //! `haul plan --dry-run`: what a job would be and how long it would take, without writing anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::exit::JobError;
+use super::feeder::picture_fault;
 use super::fingerprint::numeric_class;
 use super::manifest::Manifest;
 use super::plan::{Cutter, PlanSummary, Segment};
 use super::planner::Terms;
 use super::runner::pool_params;
 use super::select::Names;
-use super::session::{Stdin, load_model, open_output, open_source};
+use super::session::{load_model, open_output, open_source, shares, unfinished};
 use super::since::{Known, resolve};
 use super::spec::Spec;
+use super::strikes::quarantined;
+use super::terminal::Terminal;
 use crate::pool::{Budget, Pool, Work};
 use crate::store::{Listed, Object, Source, sha256};
 
@@ -45,13 +48,17 @@ pub struct Estimate {
 ///
 /// # Errors
 /// When model or input cannot be read.
-pub fn dry_run(spec: &Spec) -> Result<Estimate, JobError> {
+pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
     // A job that is there already goes on in its own arithmetic.
     let job = Manifest::new(open_output(&spec.output)).job()?;
     let loaded = load_model(spec, job.as_ref().and_then(numeric_class))?;
-    let source = open_source(spec, Stdin::Read(None))?;
+    let source = open_source(spec, None)?;
     let names = Names::new(spec)?;
-    let known = Known::open(&resolve(&spec.since, &spec.output)?.ancestors)?;
+    let resolved = resolve(&spec.since, &spec.output)?;
+    for name in &resolved.unfinished {
+        terminal.warn(&unfinished(name));
+    }
+    let known = Known::open(&resolved.ancestors)?;
     let terms = Terms {
         source: &*source,
         select: &names,
@@ -81,12 +88,18 @@ pub fn dry_run(spec: &Spec) -> Result<Estimate, JobError> {
         }
     }
     add(cutter.finish(previous.as_deref()));
-    let workers = spec
-        .workers
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
-    let pool = Pool::start(&loaded.engine, workers, 2).map_err(JobError::Internal)?;
+    // What a run would not read is not tried either. A picture that haul dies of here gets no
+    // strike, for nothing is written; one that runs have died of is left out.
+    let out = if job.is_some() { quarantined(&spec.output)? } else { BTreeSet::new() };
+    sample.kept.retain(|object| {
+        picture_fault(object, spec.max_file, spec.limits.max_memory).is_none()
+            && !out.contains(&object.key)
+    });
+    let shares = shares(spec, &loaded)?;
+    let pool = Pool::start(&loaded.engine, shares.workers, 2).map_err(JobError::Internal)?;
     let params = Arc::new(pool_params(spec, &loaded.facts));
-    let (probed, rate) = probe(&pool, &params, &*source, &sample.kept);
+    let budget = Budget::new(shares.free, shares.reserve);
+    let (probed, rate) = probe(&pool, &params, &budget, &*source, &sample.kept);
     pool.stop(Duration::from_secs(1));
     Ok(Estimate {
         skipped: plan.skipped.clone(),
@@ -127,10 +140,10 @@ impl Sample {
 fn probe(
     pool: &Pool,
     params: &Arc<crate::pool::Params>,
+    budget: &Arc<Budget>,
     source: &dyn Source,
     sample: &[Object],
 ) -> (u64, Option<f64>) {
-    let budget = Budget::new(u64::MAX / 2, 0);
     let (sender, answers) = crossbeam_channel::unbounded();
     let queue = pool.queue();
     let start = Instant::now();
@@ -139,12 +152,16 @@ fn probe(
         if start.elapsed() > PROBE {
             break;
         }
+        let mut ticket = budget.open();
+        if ticket.grow(object.size).is_err() {
+            break;
+        }
         let Ok(bytes) = source.read(object) else { continue };
         let sender = sender.clone();
         let work = Work {
             bytes,
             params: params.clone(),
-            ticket: budget.open(),
+            ticket,
             cancelled: Arc::new(AtomicBool::new(false)),
             note: None,
             reply: Box::new(move |_| {

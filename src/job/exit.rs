@@ -1,6 +1,6 @@
 //! Exit codes, and which error means which.
 
-use crate::store::{Class, LockError, StoreError};
+use crate::store::{Class, LockError, StoreError, one_line};
 
 /// What the process says with its exit code. Schedulers act on these; they never change meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,14 @@ pub enum Exit {
     Interrupted = 75,
 }
 
+impl Exit {
+    /// Whether everything that was asked for is committed.
+    #[must_use]
+    pub fn complete(self) -> bool {
+        matches!(self, Exit::Done | Exit::SomeFailed | Exit::Gate)
+    }
+}
+
 /// The table of exit codes for `--help`.
 pub const EXIT_HELP: &str = "\
 Exit codes:
@@ -38,7 +46,7 @@ Exit codes:
   6    all committed, but a gate does not hold (--gate)
   11   another run holds the lock (--if-locked skip: 0)
   75   interrupted, resumable: run the same command again
-  130, 143   stopped at once by a second signal; still resumable
+  130, 143   stopped at once, by a second signal or before the work began; resumable
   132, 134, 135, 139   a picture made haul die; run it again, twice and it is left out";
 
 impl From<Exit> for std::process::ExitCode {
@@ -48,31 +56,36 @@ impl From<Exit> for std::process::ExitCode {
 }
 
 /// Why a command could not do what it was asked.
+///
+/// Names of files, classes and columns are in it, so each is a line whatever they are.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
     /// The request itself is wrong: flags, job file, model, input.
-    #[error("{0}")]
+    #[error("{}", one_line(.0))]
     Usage(String),
+    /// A file of settings is no TOML, which is shown with the place, on lines of its own.
+    #[error("{}", .0.lines().map(one_line).collect::<Vec<_>>().join("\n"))]
+    Syntax(String),
     /// The output belongs to a job with other settings.
-    #[error("{0}")]
+    #[error("{}", one_line(.0))]
     Fingerprint(String),
     /// The output holds something that is not this job's.
-    #[error("{0}")]
+    #[error("{}", one_line(.0))]
     Foreign(String),
     /// A published file is not what haul published.
-    #[error("{0}")]
+    #[error("{}", one_line(.0))]
     Damaged(String),
     /// The input holds no picture.
-    #[error("{0}")]
+    #[error("{}", one_line(.0))]
     Empty(String),
     /// A thread or the machine failed.
-    #[error("{0}")]
+    #[error("{}", one_line(.0))]
     Internal(String),
     /// A store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The lock was not had.
-    #[error(transparent)]
+    #[error("{}", one_line(&.0.to_string()))]
     Lock(#[from] LockError),
 }
 
@@ -108,7 +121,10 @@ impl JobError {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
-            JobError::Usage(_) | JobError::Fingerprint(_) | JobError::Foreign(_) => Exit::Refused,
+            JobError::Usage(_)
+            | JobError::Syntax(_)
+            | JobError::Fingerprint(_)
+            | JobError::Foreign(_) => Exit::Refused,
             JobError::Damaged(_) | JobError::Internal(_) => Exit::Failed,
             JobError::Empty(_) => Exit::Empty,
             JobError::Lock(LockError::Held(_)) => Exit::Locked,

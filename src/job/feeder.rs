@@ -16,7 +16,7 @@ use super::strikes::Strikes;
 use super::tally::Tally;
 use crate::failpoint;
 use crate::pool::{Budget, Failure, Outcome, Params, Spent, Work};
-use crate::store::{Identity, Key, LinkFault, Object, ReadError, Source};
+use crate::store::{Identity, Key, LinkFault, Object, ReadError, Source, one_line};
 
 /// One try at a mini-batch.
 pub(super) struct Order {
@@ -41,8 +41,10 @@ pub(super) struct Feeder {
     pub(super) witness: Option<Key>,
 }
 
+/// What keeps a picture from being read at all.
+///
 /// Fixed sentences: numbers from the file may join them, paths and system texts may not.
-fn picture_fault(
+pub(super) fn picture_fault(
     object: &Object,
     max_file: u64,
     max_memory: u64,
@@ -145,7 +147,7 @@ impl Feeder {
         Some(Err(format!(
             "`{}` is {code}, and so is everything else in `{}` (is it still mounted?)",
             object.key,
-            self.source.describe()
+            one_line(&self.source.describe())
         )))
     }
 

@@ -131,8 +131,13 @@ pub(super) fn check(job: &Fingerprint, ours: &Fingerprint, output: &str) -> Resu
     if differences.is_empty() {
         return Ok(());
     }
+    // `haul retry` has no --new: its output is easily deleted.
+    let ways = match job.contains_key("retry") {
+        true => "use another --output",
+        false => "use another --output, or --new to start over",
+    };
     Err(JobError::Fingerprint(format!(
-        "`{output}` holds a job with other settings: {} (use another --output, or --new to start over)",
+        "`{output}` holds a job with other settings: {} ({ways})",
         differences.join("; ")
     )))
 }

@@ -397,12 +397,13 @@ impl Manifest {
         let parse = |name: &String| {
             number(name, prefix, suffix).ok_or_else(|| {
                 JobError::Foreign(format!(
-                    "`{}/{folder}/{name}` is not haul's (move it away, or use --new to start over)",
+                    "`{}/{folder}/{name}` is not haul's (move it away)",
                     self.store.describe()
                 ))
             })
         };
-        names.iter().map(parse).collect()
+        // File servers and desktops leave hidden files anywhere.
+        names.iter().filter(|name| !name.starts_with('.')).map(parse).collect()
     }
 
     /// The record of a mini-batch.
@@ -560,8 +561,14 @@ impl Manifest {
             let names: Vec<PathBuf> = names.into_iter().map(PathBuf::from).collect();
             self.store.delete(&names)
         };
+        // What would stand in the next job's way must be said while this one is still whole.
+        self.records()?;
         delete(vec![SUCCESS.into()])?;
-        delete(self.records()?.into_iter().map(record_name).collect())?;
+        let ours = |folder: &str, is: &dyn Fn(&str) -> bool| -> Result<Vec<String>, JobError> {
+            let names = self.store.list(Path::new(folder))?;
+            Ok(names.iter().filter(|n| is(n)).map(|name| format!("{folder}/{name}")).collect())
+        };
+        delete(ours(DONE, &|name| number(name, "", ".json").is_some())?)?;
         // However they are stored: the next job's may be another way, and these would be in its.
         let mut parts = self.store.list(Path::new(""))?;
         parts.retain(|name| {
@@ -569,10 +576,14 @@ impl Manifest {
             Compress::ALL.into_iter().any(is)
         });
         delete(parts)?;
-        let failed = self.store.list(Path::new(FAILED))?;
-        delete(
-            failed.iter().map(|name| format!("{FAILED}/{name}")).chain([STRIKES.into()]).collect(),
-        )?;
+        let is_failure = |name: &str| {
+            let parts = name.strip_suffix(".json").and_then(|name| name.split_once('-'));
+            parts.is_some_and(|(batch, attempt)| {
+                number(batch, "", "").is_some() && number(attempt, "", "").is_some()
+            })
+        };
+        delete(ours(FAILED, &is_failure)?)?;
+        delete(vec![STRIKES.into()])?;
         delete(vec![PLAN.into(), SHARDS.into()])?;
         let manifest = self.store.list(Path::new("_manifest"))?;
         // A chain without its end is still a chain; one with a gap is not.

@@ -58,7 +58,7 @@ pub use runner::{Outcome, run};
 pub use sample::Sample;
 pub use select::{Names, is_picture_name};
 pub use session::{
-    Load, Loaded, Mode, Opened, Session, Stdin, load_model, open, open_on, open_output, open_source,
+    Load, Loaded, Mode, Opened, Session, load_model, open, open_on, open_output, open_source,
 };
 pub use settings::Settings;
 pub use shard::{Shard, ShardArray, ShardChoice};

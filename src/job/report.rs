@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::exit::Exit;
 use super::memory::mib;
 use super::notices::{Gate, GateResult, Totals, judge};
-use crate::store::Skip;
+use crate::store::{Skip, one_line};
 
 /// Thread-seconds by stage.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -240,8 +240,11 @@ impl Report {
             let mut classes: Vec<(&String, &u64)> = self.classes.iter().collect();
             classes.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
             let more = classes.len().saturating_sub(12);
-            let mut words: Vec<String> =
-                classes.iter().take(12).map(|(label, count)| format!("{label} {count}")).collect();
+            let mut words: Vec<String> = classes
+                .iter()
+                .take(12)
+                .map(|(label, count)| format!("{} {count}", one_line(label)))
+                .collect();
             if more > 0 {
                 words.push(format!("{more} more classes"));
             }
@@ -284,10 +287,10 @@ impl Report {
 }
 
 /// A path as one would type it in the working directory.
-fn from_here(path: &str) -> &str {
+fn from_here(path: &str) -> String {
     let here = std::env::current_dir().ok();
     let below = here.as_deref().and_then(|here| Path::new(path).strip_prefix(here).ok());
-    below.and_then(Path::to_str).filter(|short| !short.is_empty()).unwrap_or(path)
+    one_line(below.and_then(Path::to_str).filter(|short| !short.is_empty()).unwrap_or(path))
 }
 
 #[cfg(test)]
@@ -299,6 +302,22 @@ mod tests {
             Report { pictures: 5, seconds: 10.0, workers: 2, stages, ..Report::default() };
         report.judge();
         report.bound
+    }
+
+    #[test]
+    fn labels_and_paths_cannot_forge_a_line() {
+        let odd = "x\n::error::x\u{1b}[31m";
+        let classes = [(odd.to_owned(), 3)].into();
+        let output = format!("/data/{odd}");
+        let report = Report {
+            output: output.clone(),
+            annotated: Some(output),
+            classes,
+            ..Report::default()
+        };
+        let text = report.text();
+        assert!(text.contains(r"found: x\n::error::x\u{1b}[31m 3"), "{text}");
+        assert!(!text.contains('\u{1b}') && !text.contains("\n::"), "{text}");
     }
 
     #[test]

@@ -14,12 +14,12 @@ use super::exit::JobError;
 use super::line::Line;
 use super::manifest::{Manifest, part_name};
 use super::plan::{key_of, key_text};
-use super::session::{open_output, same_place};
+use super::session::{is_tree, open_output, same_place};
 use super::settings::Settings;
-use super::spec::{Input, Spec};
+use super::spec::Spec;
 use super::survey::Survey;
 use super::tally::Tally;
-use crate::store::{Key, LocalSource, Source, SourceOptions, StoreError};
+use crate::store::{Key, LocalSource, Source, SourceOptions, StoreError, one_line};
 
 /// Settings that choose pictures. They were chosen when the other output was planned.
 pub const CHOOSING: [&str; 10] = [
@@ -55,8 +55,8 @@ pub struct Retry {
 pub enum Retrial {
     /// A job, new or begun.
     Job(Box<Spec>),
-    /// There is nothing to try again; says so.
-    Nothing(String),
+    /// There is nothing to try again, and these words say so.
+    Nothing(Box<Spec>, String),
 }
 
 /// Settles what it is to run the failed pictures of `of` again, with `flags` over its settings.
@@ -96,10 +96,6 @@ pub fn retry(of: &Path, flags: Settings) -> Result<Retrial, JobError> {
                 .job()?
                 .ok_or_else(|| JobError::Usage(format!("`{name}` holds no job of haul")))?;
             let success = manifest.success()?.ok_or_else(|| unfinished(&name))?;
-            if success.failed == 0 {
-                let text = format!("none of the {} pictures in `{name}` failed", success.planned);
-                return Ok(Retrial::Nothing(text));
-            }
             // What chose among all the pictures there were has done so, conditions on them mean
             // something else where all have failed before, and reports are the other job's.
             let base = Settings {
@@ -113,6 +109,13 @@ pub fn retry(of: &Path, flags: Settings) -> Result<Retrial, JobError> {
                 prometheus: None,
                 ..job.settings
             };
+            if success.failed == 0 {
+                let text = format!("none of the {} pictures in `{name}` failed", success.planned);
+                // What is asked for is wrong all the same, if it is.
+                let spec = Spec::new(flags.over(base))?;
+                Survey::on(manifest.store().clone())?.check_gates(&spec.gates)?;
+                return Ok(Retrial::Nothing(Box::new(spec), one_line(&text)));
+            }
             let (witness, witness_b64) = (None, None);
             (base, Retry { output: name, job: job.id, witness, witness_b64 })
         }
@@ -132,22 +135,14 @@ impl Retry {
         key_of(self.witness.clone()?, self.witness_b64.clone()).ok()
     }
 
-    /// The input of the job: the failed pictures, or none where all of them are in the plan, whose
-    /// keys are relative to the folder `planned`.
+    /// The input of the job: the failed pictures.
     ///
     /// # Errors
     /// When the other output is not what it was, or its input is gone.
-    pub(super) fn open_source(
-        &mut self,
-        spec: &Spec,
-        planned: Option<PathBuf>,
-    ) -> Result<Arc<dyn Source>, JobError> {
+    pub(super) fn open_source(&mut self, spec: &Spec) -> Result<Arc<dyn Source>, JobError> {
         let spool = |error| StoreError::new("write the failed keys to", "a temporary file", error);
         let mut keys = BufWriter::new(tempfile::tempfile().map_err(spool)?);
-        let folder = match planned {
-            Some(folder) => folder,
-            None => self.failed_keys(&mut keys)?,
-        };
+        let folder = self.failed_keys(&mut keys)?;
         let file: File =
             keys.into_inner().map_err(|error| JobError::from(spool(error.into_error())))?;
         if let Err(error) = std::fs::metadata(&folder) {
@@ -156,8 +151,7 @@ impl Retry {
                 folder.display()
             )));
         }
-        // A list and a single picture lie in their folder; a tree is it.
-        let tree = matches!(&spec.input, Input::Path(path) if same_place(path, &folder));
+        let tree = is_tree(&spec.input, &folder);
         let options = SourceOptions {
             follow_symlinks: spec.follow_symlinks,
             identity: spec.identity,

@@ -29,7 +29,7 @@ use crate::model;
 use crate::pool;
 use crate::store::{
     LARGEST_META, Listed, LocalSource, LocalStore, Lock, LockError, Skip, Source, SourceOptions,
-    Store, is_manifest, is_table,
+    Store, is_manifest, is_table, one_line, settled,
 };
 
 /// The lock's name in an output.
@@ -163,7 +163,7 @@ pub(super) fn open_pictures(spec: &Spec, workers: usize) -> usize {
 ///
 /// # Errors
 /// [`JobError::Usage`] when not even one worker fits.
-fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
+pub(super) fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = spec.workers.unwrap_or(cores);
     let facts = &loaded.facts;
@@ -180,15 +180,6 @@ fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
     divide(spec.memory_budget, workers, needs)
 }
 
-/// What `--input -` means for a job.
-#[derive(Clone, Debug)]
-pub enum Stdin {
-    /// A list is to be read; keys are relative to the folder, or to the working directory.
-    Read(Option<PathBuf>),
-    /// All of it was planned by an earlier run, relative to the folder.
-    Planned(PathBuf),
-}
-
 /// How a job is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -200,19 +191,24 @@ pub enum Mode {
     Resume,
 }
 
-/// Opens the input of a job.
-///
-/// # Errors
-/// When it does not exist or may not be read.
-pub fn open_source(spec: &Spec, stdin: Stdin) -> Result<Arc<dyn Source>, JobError> {
+fn source_options(spec: &Spec) -> SourceOptions {
     let mut avoid = vec![spec.output.clone()];
     avoid.extend(spec.annotate.clone());
-    let options = SourceOptions {
+    SourceOptions {
         follow_symlinks: spec.follow_symlinks,
         identity: spec.identity,
         avoid,
         key_column: spec.key_column.clone(),
-    };
+    }
+}
+
+/// Opens the input of a job. The keys of a list on standard input are relative to `folder`, or to
+/// the working directory.
+///
+/// # Errors
+/// When it does not exist or may not be read.
+pub fn open_source(spec: &Spec, folder: Option<PathBuf>) -> Result<Arc<dyn Source>, JobError> {
+    let options = source_options(spec);
     if spec.key_column.is_some() && !from_table(spec) {
         return Err(JobError::Usage(
             "--key-column names a column of a table; --input is no .csv file".into(),
@@ -221,15 +217,8 @@ pub fn open_source(spec: &Spec, stdin: Stdin) -> Result<Arc<dyn Source>, JobErro
     let source = match &spec.input {
         Input::Stdin => {
             let here = || std::env::current_dir().unwrap_or_default();
-            match stdin {
-                Stdin::Read(folder) => {
-                    let folder = folder.unwrap_or_else(here);
-                    LocalSource::from_lines(std::io::stdin().lock(), &folder, options)?
-                }
-                Stdin::Planned(folder) => {
-                    LocalSource::from_lines(std::io::empty(), &folder, options)?
-                }
-            }
+            let folder = folder.unwrap_or_else(here);
+            LocalSource::from_lines(std::io::stdin().lock(), &folder, options)?
         }
         Input::Path(path) => {
             // A missing input is a mistake in the request, not a passing fault.
@@ -242,10 +231,58 @@ pub fn open_source(spec: &Spec, stdin: Stdin) -> Result<Arc<dyn Source>, JobErro
                     path.display()
                 )));
             }
+            let inside = |dir: &PathBuf| settled(dir).starts_with(settled(path));
+            if let Some(dir) = spec.annotate.as_ref().filter(|dir| path.is_dir() && inside(dir)) {
+                // A run without the flag would take the copies for new pictures.
+                return Err(JobError::Usage(format!(
+                    "--annotate `{}` lies in --input (give annotated pictures a folder elsewhere)",
+                    dir.display()
+                )));
+            }
             LocalSource::open(path, options)?
         }
     };
     Ok(Arc::new(source))
+}
+
+/// The input of a job whose pictures are all in its plan, so that no list and no tree is read again:
+/// the folder that their keys are relative to. A finished job asks nothing of it.
+fn planned_source(spec: &Spec, job: &Job, finished: bool) -> Result<Arc<dyn Source>, JobError> {
+    let mut folder = Path::new(&job.folder);
+    if let Err(error) = std::fs::metadata(folder) {
+        match &spec.input {
+            // There is nothing left to read, and so any folder will do.
+            _ if finished => folder = &spec.output,
+            // It may have a name that job.json cannot say, and be reached by a link.
+            Input::Path(_) if spec.retry.is_none() => {
+                let source = open_source(spec, None)?;
+                same_folder(job, spec, &*source)?;
+                return Ok(source);
+            }
+            _ => {
+                return Err(JobError::Usage(format!(
+                    "the input `{}` of the pictures: {error}",
+                    folder.display()
+                )));
+            }
+        }
+    }
+    let none = tempfile::tempfile()
+        .map_err(|error| crate::store::StoreError::new("make", "a temporary file", error))?;
+    let tree = is_tree(&spec.input, folder);
+    Ok(Arc::new(LocalSource::from_keys(none, tree, folder, source_options(spec))?))
+}
+
+/// Whether keys relative to `folder` were found there, and not named by somebody: a list or a
+/// picture lies in its folder. What the input is now does not matter, since a link may have been
+/// turned to something else.
+pub(super) fn is_tree(input: &Input, folder: &Path) -> bool {
+    match input {
+        Input::Stdin => false,
+        // The folder of a manifest's pictures is in the manifest.
+        Input::Path(path) if is_manifest(path) => same_place(path, folder),
+        Input::Path(path) => !path.parent().is_some_and(|above| same_place(above, folder)),
+    }
 }
 
 pub(super) fn same_place(a: &Path, b: &Path) -> bool {
@@ -258,20 +295,18 @@ fn from_table(spec: &Spec) -> bool {
     matches!(&spec.input, Input::Path(path) if is_table(path) && !path.is_dir())
 }
 
-/// Refuses a manifest that names another folder than when its job was made: of any other input the
-/// fingerprint holds the place, but a manifest's prefix is in the file.
+/// Refuses an input that is another folder than when its job was made: the fingerprint holds its
+/// name, and a link may be pointed elsewhere, a manifest's prefix changed.
 fn same_folder(job: &Job, spec: &Spec, source: &dyn Source) -> Result<(), JobError> {
     match &spec.input {
-        Input::Path(path) if is_manifest(path) && job.folder != source.root() => {
-            Err(JobError::Usage(format!(
-                "`{}` names pictures in `{}`; the job in `{}` was made of those in `{}` (put the \
-                 prefix back, or use another --output)",
-                path.display(),
-                source.root(),
-                spec.output.display(),
-                job.folder
-            )))
-        }
+        Input::Path(path) if job.folder != source.root() => Err(JobError::Usage(format!(
+            "`{}` names pictures in `{}`; the job in `{}` was made of those in `{}` (put it back as \
+             it was, or use another --output)",
+            path.display(),
+            source.root(),
+            spec.output.display(),
+            job.folder
+        ))),
         _ => Ok(()),
     }
 }
@@ -353,21 +388,18 @@ pub fn open_on(
     let mut loaded = load(&spec, before.as_ref().and_then(numeric_class))?;
     loaded.notes.iter().for_each(|note| terminal.detail(note));
     shares(&spec, &loaded)?;
-    let folder = before.map(|job| PathBuf::from(job.folder));
     let mut retry = spec.retry.clone();
-    let planned = manifest.plan()?.is_some();
-    let stdin = match folder.clone() {
-        Some(folder) if mode == Mode::Resume && planned => Stdin::Planned(folder),
-        folder => Stdin::Read(folder),
-    };
-    let source = match &mut retry {
-        Some(retry) => retry.open_source(&spec, folder.filter(|_| planned))?,
-        None => open_source(&spec, stdin)?,
+    let complete = mode == Mode::Resume && manifest.plan()?.is_some();
+    let planned = before.as_ref().filter(|_| complete);
+    let source = match (planned, &mut retry) {
+        (Some(job), _) => planned_source(&spec, job, manifest.success()?.is_some())?,
+        (None, Some(retry)) => retry.open_source(&spec)?,
+        (None, None) => open_source(&spec, before.as_ref().map(|job| job.folder.clone().into()))?,
     };
     let names = Arc::new(Names::new(&spec)?);
     let lock = match lock(&spec, shard) {
         Err(JobError::Lock(LockError::Held(holder))) => {
-            let text = format!("`{}` is in use by {holder}", spec.output.display());
+            let text = one_line(&format!("`{}` is in use by {holder}", spec.output.display()));
             return match spec.if_locked {
                 IfLocked::Skip => Ok(Opened::Skipped(format!("{text}; nothing to do here"))),
                 _ => Err(JobError::Lock(LockError::Held(text))),
@@ -394,20 +426,30 @@ pub fn open_on(
     }
     lock.iter().try_for_each(Lock::open_door)?;
     manifest.settle()?;
+    if planned.is_some_and(|planned| job.as_ref().is_none_or(|job| job.id != planned.id)) {
+        let what = format!("`{output}` was begun anew just now; run the same command again");
+        return Err(JobError::Internal(what));
+    }
     if let Some(job) = &job {
-        join(job, &spec, &*source, load, &mut loaded)?;
+        join(job, &spec, load, &mut loaded)?;
+        if planned.is_none() {
+            same_folder(job, &spec, &*source)?;
+        }
     }
     let ancestors = match &job {
         Some(job) => job.since.clone(),
         None => {
             let resolved = resolve(&spec.since, &spec.output)?;
             for name in &resolved.unfinished {
-                terminal.warn(&format!("--since: `{name}` is not finished and is left out"));
+                terminal.warn(&unfinished(name));
             }
             resolved.ancestors
         }
     };
-    let mut known = Known::open(&ancestors)?.map(Arc::new);
+    let mut known = match planned {
+        Some(_) => None,
+        None => Known::open(&ancestors)?.map(Arc::new),
+    };
     let planned_before = job.is_some() && store.read(Path::new(&segment_name(0)))?.is_some();
     if !planned_before {
         // Look before a job is written: a folder that is still empty must not bind the next run.
@@ -452,7 +494,8 @@ pub fn open_on(
         let there = manifest.put_job(&new)?;
         failpoint::hit("after_job").map_err(JobError::Internal)?;
         if there.id != new.id {
-            join(&there, &spec, &*source, load, &mut loaded)?;
+            join(&there, &spec, load, &mut loaded)?;
+            same_folder(&there, &spec, &*source)?;
             if there.since != new.since {
                 known = Known::open(&there.since)?.map(Arc::new);
             }
@@ -478,23 +521,21 @@ pub fn open_on(
     })))
 }
 
+/// What is said of an output that does not count for `--since DIR/`.
+pub(super) fn unfinished(name: &str) -> String {
+    format!("--since: `{name}` is not finished and is left out")
+}
+
 /// Takes over what a job that is there has settled; another shard, on another machine, may have made
 /// it since the model was read.
-fn join(
-    job: &Job,
-    spec: &Spec,
-    source: &dyn Source,
-    load: &Load<'_>,
-    loaded: &mut Loaded,
-) -> Result<(), JobError> {
+fn join(job: &Job, spec: &Spec, load: &Load<'_>, loaded: &mut Loaded) -> Result<(), JobError> {
     if let Some(class) = numeric_class(job)
         && class != loaded.facts.numeric_class
     {
         *loaded = load(spec, Some(class))?;
     }
     let output = spec.output.display().to_string();
-    check(&job.fingerprint, &fingerprint(spec, &loaded.facts), &output)?;
-    same_folder(job, spec, source)
+    check(&job.fingerprint, &fingerprint(spec, &loaded.facts), &output)
 }
 
 /// The job in an output; `None` where there is none and the output counts as empty.
@@ -506,8 +547,8 @@ fn find_job(manifest: &Manifest, output: &str) -> Result<Option<Job>, JobError> 
     // It may be what another run has just made: whatever that writes, it writes the job first.
     match manifest.job()? {
         None => Err(JobError::Usage(format!(
-            "`{output}` is not empty and holds no job of haul: there is `{name}` (use another \
-             --output)"
+            "`{output}` is not empty and holds no job of haul: there is `{}` (use another --output)",
+            one_line(&name)
         ))),
         job => Ok(job),
     }
@@ -522,7 +563,7 @@ fn nothing_to_plan(terms: &Terms<'_>) -> Result<Option<String>, JobError> {
             Listed::Skipped(skip) => *skipped.entry(skip).or_default() += 1,
         }
     }
-    let mut text = format!("no picture found in `{}`", terms.source.describe());
+    let mut text = format!("no picture found in `{}`", one_line(&terms.source.describe()));
     for (skip, count) in skipped {
         text.push_str(&format!("; {count} {}", skip.explain()));
     }

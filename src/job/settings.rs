@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::exit::JobError;
 use super::shard::check_job_file;
 use super::transform;
+use crate::store::one_line;
 
 /// Declares [`Settings`] together with the table of its names, so that they cannot disagree.
 macro_rules! settings {
@@ -203,19 +204,20 @@ impl Settings {
     /// # Errors
     /// When it cannot be read, is not TOML, or has keys that do not exist (the message suggests one).
     pub fn from_job_file(path: &Path) -> Result<Settings, JobError> {
-        let wrong =
-            |what: String| JobError::Usage(format!("job file `{}`: {what}", path.display()));
+        let name = one_line(&path.to_string_lossy());
+        let wrong = |what: String| JobError::Usage(format!("job file `{name}`: {what}"));
+        let no_toml = |error: toml::de::Error| {
+            JobError::Syntax(format!("job file `{name}`: {}", error.to_string().trim_end()))
+        };
         let text =
             std::fs::read_to_string(path).map_err(|e| wrong(format!("cannot read it: {e}")))?;
-        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| wrong(e.to_string()))?;
+        let table: toml::Table = text.parse().map_err(no_toml)?;
         for key in table.keys() {
             if !NAMES.contains(&key.as_str()) {
                 return Err(wrong(unknown_key(key)));
             }
         }
-        let settings: Settings = table
-            .try_into()
-            .map_err(|e: toml::de::Error| wrong(e.to_string().trim().to_owned()))?;
+        let settings: Settings = table.try_into().map_err(no_toml)?;
         check_job_file(settings.shard.as_deref()).map_err(wrong)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         settings.relative_to(folder)

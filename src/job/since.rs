@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::chain::Chain;
 use super::exit::JobError;
 use super::manifest::{Ancestor, Job, Manifest};
-use super::plan::Segment;
+use super::plan::{Segment, segment_name};
 use crate::store::{Key, Listed, Listing, LocalStore, Object, Skip, Store, StoreError};
 
 /// The plans of earlier outputs, oldest first.
@@ -117,12 +117,19 @@ impl Known {
         let mut stores: Vec<Arc<dyn Store>> = Vec::new();
         for ancestor in ancestors {
             let manifest = open(Path::new(&ancestor.output));
-            let plan = manifest.plan()?;
-            if plan.is_none_or(|plan| plan.sha256 != ancestor.plan_sha256) {
-                return Err(JobError::Usage(format!(
+            let plan = manifest.plan()?.filter(|plan| plan.sha256 == ancestor.plan_sha256);
+            let plan = plan.ok_or_else(|| {
+                JobError::Usage(format!(
                     "--since: the plan in `{}` is not the one this job was made since",
                     ancestor.output
-                )));
+                ))
+            })?;
+            // Before anything is planned; that they are whole is seen when they are read.
+            let names = manifest.store().list(Path::new("_manifest"))?;
+            let names: BTreeSet<String> =
+                names.iter().map(|name| format!("_manifest/{name}")).collect();
+            if let Some(number) = (0..plan.segments).find(|n| !names.contains(&segment_name(*n))) {
+                return Err(missing(&**manifest.store(), number));
             }
             stores.push(manifest.store().clone());
         }
@@ -156,6 +163,11 @@ impl Known {
     }
 }
 
+fn missing(store: &dyn Store, segment: u64) -> JobError {
+    let (output, name) = (store.describe(), segment_name(segment));
+    JobError::Damaged(format!("--since: `{output}/{name}` is missing, and its plan is not whole"))
+}
+
 /// Walks one plan forward.
 struct Cursor<'a> {
     chain: Chain<'a>,
@@ -176,7 +188,13 @@ impl<'a> Cursor<'a> {
             if let Some(object) = self.objects.front() {
                 return Ok((object.key == *key).then(|| object.clone()));
             }
-            match self.chain.next_segment() {
+            let segment = match self.chain.next_segment() {
+                Ok(None) if !self.chain.ended() => {
+                    Err(missing(self.chain.store(), self.chain.summary().segments))
+                }
+                other => other,
+            };
+            match segment {
                 Ok(None) => return Ok(None),
                 Ok(Some(Segment { batches, .. })) => {
                     self.objects.extend(batches.into_iter().flat_map(|batch| batch.objects));
@@ -188,5 +206,21 @@ impl<'a> Cursor<'a> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_segment_is_not_the_end_of_a_plan() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(dir.path(), "tmp");
+        let (previous, batches, skipped) = (None, Vec::new(), [].into());
+        let first = Segment { number: 0, previous, batches, skipped, last: false };
+        store.put_new(Path::new(&segment_name(0)), &first.encode()).unwrap();
+        let error = Cursor::new(&store).find(&Key::from("a")).unwrap_err();
+        assert!(error.to_string().contains("plan-00000001.jsonl` is missing"), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 //! A strike is one line, the key of the picture whose worker died. The dying thread appends it
 //! ([`CrashNote`]); only the next run reads it. No reader of results does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -27,6 +27,35 @@ struct Strike {
     image: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     image_b64: Option<String>,
+}
+
+/// Strikes by picture, and how many lines are none. A last line without its end counts for nothing.
+fn count(text: &[u8]) -> (BTreeMap<Key, u64>, u64) {
+    let (mut counts, mut unknown) = (BTreeMap::new(), 0);
+    let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
+    for line in text[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+        let strike = serde_json::from_slice::<Strike>(line).ok();
+        match strike.and_then(|strike| key_of(strike.image, strike.image_b64).ok()) {
+            Some(key) => *counts.entry(key).or_default() += 1,
+            None => unknown += 1,
+        }
+    }
+    (counts, unknown)
+}
+
+/// The pictures that the job in `output` leaves out, for those who only look: nothing is made,
+/// mended or locked.
+///
+/// # Errors
+/// When the file is there and cannot be read.
+pub(super) fn quarantined(output: &Path) -> Result<BTreeSet<Key>, StoreError> {
+    let path = output.join(STRIKES);
+    let text = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        read => read.map_err(|error| StoreError::new("read the strike file", &path, error))?,
+    };
+    let (counts, _) = count(&text);
+    Ok(counts.into_iter().filter(|&(_, count)| count >= OUT).map(|(key, _)| key).collect())
 }
 
 /// The strikes of a job, and the file for more of them.
@@ -60,14 +89,7 @@ impl Strikes {
                 true => drop(file.write_all(b"\n")),
             }
         }
-        let (mut counts, mut unknown) = (BTreeMap::new(), 0);
-        for line in text[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-            let strike = serde_json::from_slice::<Strike>(line).ok();
-            match strike.and_then(|strike| key_of(strike.image, strike.image_b64).ok()) {
-                Some(key) => *counts.entry(key).or_default() += 1,
-                None => unknown += 1,
-            }
-        }
+        let (counts, unknown) = count(&text[..whole]);
         Ok(Strikes { file: Arc::new(file), path, counts, unknown })
     }
 
@@ -151,6 +173,17 @@ mod tests {
         strikes.tidy();
         assert_eq!(strikes.remarks().len(), 3);
         assert!(dir.path().join(STRIKES).exists(), "strikes are kept");
+    }
+
+    #[test]
+    fn who_only_looks_sees_the_same_and_changes_nothing() {
+        let text = b"{\"image\":\"a\"}\n{\"image\":\"b\"}\n{\"image\":\"a\"}\n{\"image\":\"b\"}";
+        let dir = output(text);
+        assert_eq!(quarantined(dir.path()).unwrap(), [Key::from("a")].into());
+        assert_eq!(std::fs::read(dir.path().join(STRIKES)).unwrap(), text);
+        std::fs::remove_file(dir.path().join(STRIKES)).unwrap();
+        assert!(quarantined(dir.path()).unwrap().is_empty());
+        assert!(!dir.path().join(STRIKES).exists());
     }
 
     #[test]

@@ -129,6 +129,39 @@ impl Survey {
         Ok((chain.summary().clone(), chain.ended()))
     }
 
+    /// As [`Survey::visit`], for whoever trusts what is there: a finished job must be all there.
+    ///
+    /// # Errors
+    /// Also [`JobError::Damaged`] when plan and records are not what `_SUCCESS.json` says.
+    pub fn visit_whole(
+        &self,
+        mut visitor: impl FnMut(&Batch, State, Option<&Record>) -> Result<(), JobError>,
+    ) -> Result<(PlanSummary, bool), JobError> {
+        let (mut parts, mut ok, mut failed) = (0, 0, 0);
+        let (plan, complete) = self.visit(|batch, state, record| {
+            if let Some(record) = record {
+                parts += 1;
+                ok += record.ok;
+                failed += record.failed;
+            }
+            visitor(batch, state, record)
+        })?;
+        let there = (plan.pictures, parts, ok, failed);
+        match self.manifest.success()? {
+            Some(said) if (said.planned, said.parts, said.ok, said.failed) != there => {
+                let output = self.manifest.store().describe();
+                Err(JobError::Damaged(format!(
+                    "`{output}/_SUCCESS.json` says {} pictures in {} parts, and plan and records \
+                     have {} in {parts} (is something missing? haul verify {output} names it)",
+                    said.planned,
+                    said.parts,
+                    ok + failed
+                )))
+            }
+            _ => Ok((plan, complete)),
+        }
+    }
+
     /// Checks that the job can have what each gate counts.
     ///
     /// # Errors
@@ -160,11 +193,11 @@ impl Survey {
     /// The whole in numbers.
     ///
     /// # Errors
-    /// When plan or records cannot be read.
+    /// When plan or records cannot be read, or a finished job is not all there.
     pub fn status(&self) -> Result<Status, JobError> {
         let mut status = Status::default();
         let mut totals = Tally::default();
-        let (plan, complete) = self.visit(|batch, state, record| {
+        let (plan, complete) = self.visit_whole(|batch, state, record| {
             match (state, record) {
                 (State::Done, Some(record)) => {
                     status.committed += 1;

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::line::Line;
 use super::report::Report;
+use crate::store::one_line;
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -246,7 +247,8 @@ impl Terminal {
         }
     }
 
-    /// Says something that everybody should know.
+    /// Says something that everybody should know. Names in it are for the caller to write on one line:
+    /// it may have several.
     pub fn say(&self, text: &str) {
         if self.verbosity > Verbosity::Quiet {
             self.print(text);
@@ -255,8 +257,9 @@ impl Terminal {
 
     /// Says something that must be heard: why the run ends.
     pub fn insist(&mut self, text: &str) {
-        self.reason = Some(text.to_owned());
-        self.print(text);
+        let text = one_line(text);
+        self.print(&text);
+        self.reason = Some(text);
     }
 
     /// Why the run ends, if it ends before the job is complete and somebody has insisted on it.
@@ -332,19 +335,19 @@ impl Terminal {
     /// Says something to those who hear only what is wrong; the others have it in the summary.
     pub fn murmur(&self, text: &str) {
         if self.verbosity == Verbosity::Quiet {
-            self.print(text);
+            self.print(&one_line(text));
         }
     }
 
     /// Says something that is wrong.
     pub fn warn(&self, text: &str) {
-        self.print(&format!("warning: {text}"));
+        self.print(&format!("warning: {}", one_line(text)));
     }
 
     /// Says something for those who want to know more.
     pub fn detail(&self, text: &str) {
         if self.verbosity >= Verbosity::Verbose {
-            self.print(text);
+            self.print(&one_line(text));
         }
     }
 

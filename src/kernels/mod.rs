@@ -44,4 +44,4 @@ pub use mapped::Mapped;
 pub use memory::{ALIGN, Memory};
 pub use peak::peak;
 pub use table::Kernels;
-pub use team::Team;
+pub use team::{Crew, Hook, Lead, Team, no_hook};

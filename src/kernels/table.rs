@@ -8,7 +8,7 @@ use super::memory::{ALIGN, Memory};
 use super::portable;
 use super::reference::{self, View};
 use super::task::{Block, Conv, Element, KStep, Place, Pool, Store, Winograd};
-use super::team::{Share, Team};
+use super::team::{Lead, Share};
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 
@@ -62,13 +62,28 @@ impl Kernels {
         }
     }
 
-    /// The same by all threads of `team` together, to the same bits. (The portable tiers leave it
-    /// to the one that calls.)
+    /// Whether threads can share a convolution: only where [`Share`] is known.
+    #[must_use]
+    pub fn can_share(&self) -> bool {
+        !matches!(self.tier, Tier::Portable | Tier::Reference)
+    }
+
+    /// The same together with whoever helps, to the same bits; `scratch` is the leader's. (The
+    /// portable tiers leave it to the one that calls.)
     ///
     /// # Panics
-    /// As [`Kernels::conv`], and when what is written overlaps what is read or written besides.
-    pub fn conv_team(&self, team: &mut Team, arena: &mut Memory, packed: &[u8], task: &Conv<'_>) {
-        if matches!(self.tier, Tier::Portable | Tier::Reference) {
+    /// As [`Kernels::conv`], when what is written overlaps what is read or written besides, and
+    /// when a helper did.
+    pub fn conv_team(
+        &self,
+        lead: &mut Lead<'_>,
+        arena: &mut Memory,
+        packed: &[u8],
+        scratch: &mut Memory,
+        task: &Conv<'_>,
+    ) {
+        let pieces = if self.can_share() { lead.pieces() } else { 1 };
+        if pieces == 1 {
             return self.conv(arena, packed, task);
         }
         check(arena.len(), packed, task, self.tier);
@@ -78,8 +93,8 @@ impl Kernels {
         #[cfg(target_arch = "x86_64")]
         {
             let (arena, packed) = (Pointer(arena.pointer()), Pointer(packed.as_ptr().cast_mut()));
-            let (pieces, blocks, rows) = (team.pieces(), task.blocks.len(), task.rows);
-            team.run(pieces, &|_, piece| {
+            let (blocks, rows) = (task.blocks.len(), task.rows);
+            lead.run(pieces, scratch, &|_, piece| {
                 let share = Share::of(piece, pieces, blocks, rows);
                 // SAFETY: every offset was checked; what a share writes, no other reads or writes.
                 // (Tiles read up to 31 pixels beyond a row, which another share may be writing. It is
@@ -129,7 +144,7 @@ impl Kernels {
         scratch: &mut Memory,
         task: &Winograd<'_>,
     ) {
-        check_winograd(arena.len(), packed, scratch, task, 1);
+        check_winograd(arena.len(), packed, scratch, task);
         match self.tier {
             // SAFETY: every offset was checked, and nobody else has the memory.
             #[cfg(target_arch = "x86_64")]
@@ -142,37 +157,41 @@ impl Kernels {
         }
     }
 
-    /// The same by all threads of `team` together, to the same bits; `scratch` holds
-    /// [`Winograd::scratch`] f32 for each.
+    /// The same together with whoever helps, to the same bits; `scratch` is the leader's, and holds
+    /// [`Winograd::scratch`] f32. Helpers see to theirs.
     ///
     /// # Panics
-    /// As [`Kernels::winograd`], and when what is written overlaps what is read or written besides.
+    /// As [`Kernels::winograd`], when what is written overlaps what is read or written besides, and
+    /// when a helper did.
     pub fn winograd_team(
         &self,
-        team: &mut Team,
+        lead: &mut Lead<'_>,
         arena: &mut Memory,
         packed: &[u8],
         scratch: &mut Memory,
         task: &Winograd<'_>,
     ) {
-        if self.tier == Tier::Reference {
+        let pieces = if self.can_share() { lead.pieces() } else { 1 };
+        if pieces == 1 {
             return self.winograd(arena, packed, scratch, task);
         }
-        let each = check_winograd(arena.len(), packed, scratch, task, team.threads());
+        let each = check_winograd(arena.len(), packed, scratch, task);
         let (rows, columns) = reach(task);
         let input = |k: &KStep| span(&k.from, rows, columns, k.count * 4);
         check_disjoint(task.planes.iter().map(input), &as_conv(task), 4);
         #[cfg(target_arch = "x86_64")]
         {
             let (arena, packed) = (Pointer(arena.pointer()), Pointer(packed.as_ptr().cast_mut()));
-            let scratch = Pointer(scratch.pointer());
-            let (pieces, blocks) = (team.pieces(), task.blocks.len());
-            team.run(pieces, &|thread, piece| {
+            let blocks = task.blocks.len();
+            lead.run(pieces, scratch, &|scratch, piece| {
+                if scratch.floats().len() < each {
+                    *scratch = Memory::new(4 * each).expect("no memory to help with");
+                }
                 let share = Share::of(piece, pieces, blocks, task.rows.div_ceil(2));
-                // SAFETY: every offset was checked; what a share writes, no other reads or writes,
-                // and each thread has its own part of the scratch memory.
+                // SAFETY: every offset was checked; what a share writes, no other reads or writes;
+                // the scratch memory is this thread's own, and large enough.
                 unsafe {
-                    let scratch = scratch.get().cast::<f32>().add(thread * each);
+                    let scratch = scratch.pointer().cast::<f32>();
                     self.winograd_share(arena.get(), packed.get(), scratch, task, &share);
                 }
             });
@@ -398,14 +417,8 @@ fn reach(task: &Winograd<'_>) -> (usize, usize) {
     (even(task.rows), even(task.width))
 }
 
-/// Everything the Winograd kernels rely on; gives the scratch memory of each thread, in f32.
-fn check_winograd(
-    arena: usize,
-    packed: &[u8],
-    scratch: &Memory,
-    task: &Winograd<'_>,
-    threads: usize,
-) -> usize {
+/// Everything the Winograd kernels rely on; gives the scratch memory they need, in f32.
+fn check_winograd(arena: usize, packed: &[u8], scratch: &Memory, task: &Winograd<'_>) -> usize {
     check(arena, packed, &as_conv(task), Tier::Reference);
     let (rows, columns) = reach(task);
     let mut channels = 0;
@@ -429,7 +442,7 @@ fn check_winograd(
         );
     }
     let each = Winograd::scratch(channels);
-    assert!(scratch.floats().len() >= threads * each, "too little scratch memory. This is a bug.");
+    assert!(scratch.floats().len() >= each, "too little scratch memory. This is a bug.");
     each
 }
 

@@ -202,15 +202,17 @@ impl Drop for SignalStack {
     }
 }
 
+/// This thread's note.
+#[cfg(test)]
+pub(super) fn noted() -> Option<Vec<u8>> {
+    let note = NOTE.with(|slot| slot.load(Ordering::Relaxed));
+    // SAFETY: tests look while `AtWork` borrows it.
+    unsafe { note.as_ref() }.map(|note| note.line().to_vec())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn noted() -> Option<Vec<u8>> {
-        let note = NOTE.with(|slot| slot.load(Ordering::Relaxed));
-        // SAFETY: tests look while `AtWork` borrows it.
-        unsafe { note.as_ref() }.map(|note| note.line().to_vec())
-    }
 
     #[test]
     fn a_note_counts_while_its_thread_is_at_work() {

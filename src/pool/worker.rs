@@ -1,15 +1,16 @@
 //! The threads, and what one does with a picture.
 
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
 
 use super::budget::Ticket;
 use super::crash::{self, AtWork, CrashNote, SignalStack};
-use crate::engine::{Engine, Input, Worker};
+use crate::engine::{Engine, Input, Team, Worker};
 use crate::failpoint;
 use crate::picture::{
     Decoder, Letterbox, Letterboxer, Limits, Mark, Picture, PictureError, annotate, probe,
@@ -53,7 +54,7 @@ pub struct Analysis {
     pub truncated: bool,
     /// By score, then class, then anchor.
     pub found: Vec<Found>,
-    /// The picture with its boxes, as JPEG, if asked for.
+    /// The picture with its boxes, as JPEG, if asked for and possible: none for a side over 65,535.
     pub annotated: Option<Vec<u8>>,
 }
 
@@ -118,7 +119,7 @@ pub struct Idle {
 }
 
 impl Idle {
-    /// Waiting for pictures.
+    /// Waiting for pictures, and with nobody to assist.
     #[must_use]
     pub fn queue(&self) -> Duration {
         Duration::from_nanos(self.queue.load(Ordering::Relaxed))
@@ -151,11 +152,13 @@ impl Pool {
         let (queue, work) = crossbeam_channel::bounded::<Work>(waiting.max(1));
         let (alive, finished) = crossbeam_channel::bounded::<()>(0);
         let idle = Arc::new(Idle::default());
+        let team = Team::new(NonZeroUsize::new(workers).unwrap_or(NonZeroUsize::MIN));
         let mut threads = Vec::with_capacity(workers);
         for index in 0..workers {
             let mut worker = State {
                 engine: engine.clone(),
-                network: engine.worker().map_err(|error| with_cause(&error))?,
+                network: engine.member(&team).map_err(|error| with_cause(&error))?,
+                team: team.clone(),
                 decoder: Decoder::new(),
                 letterboxer: Letterboxer::new(),
                 nms: Nms::new(),
@@ -218,6 +221,7 @@ pub fn kept_bytes(side: usize) -> u64 {
 struct State {
     engine: Arc<dyn Engine>,
     network: Box<dyn Worker>,
+    team: Arc<Team>,
     decoder: Decoder,
     letterboxer: Letterboxer,
     nms: Nms,
@@ -229,17 +233,7 @@ impl State {
     fn serve(&mut self, queue: &Receiver<Work>) {
         let _signals = SignalStack::new();
         loop {
-            let start = Instant::now();
-            let work = match queue.try_recv() {
-                Ok(work) => work,
-                // The queue is empty: this thread will sleep.
-                Err(_) => {
-                    self.network.idle();
-                    let Ok(work) = queue.recv() else { return };
-                    work
-                }
-            };
-            add(&self.idle.queue, start.elapsed());
+            let Some(work) = self.next(queue) else { return };
             let Work { bytes, params, mut ticket, cancelled, note, reply } = work;
             let _at_work = AtWork::with(note.as_ref());
             failpoint::about(note.as_ref().map_or(&[], CrashNote::line));
@@ -247,7 +241,7 @@ impl State {
             let result = if cancelled.load(Ordering::Relaxed) {
                 Err(Failure::Cancelled)
             } else {
-                self.guarded(&bytes, &params, &mut ticket, &mut spent)
+                self.guarded(&bytes, &params, note.as_ref(), &mut ticket, &mut spent)
             };
             drop(bytes);
             self.decoder.trim();
@@ -257,19 +251,47 @@ impl State {
         }
     }
 
+    /// Waits for work, and assists other workers meanwhile. None when there will be none.
+    fn next(&mut self, queue: &Receiver<Work>) -> Option<Work> {
+        loop {
+            match queue.try_recv() {
+                Ok(work) => return Some(work),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => self.network.assist(&|| !queue.is_empty()),
+            }
+            if !queue.is_empty() {
+                continue;
+            }
+            // This thread will sleep, until there is work or somebody calls for assistance.
+            self.network.idle();
+            let start = Instant::now();
+            let work = self.team.sleep(|calls| {
+                select! {
+                    recv(queue) -> work => Some(work.ok()),
+                    recv(calls) -> _ => None,
+                }
+            });
+            add(&self.idle.queue, start.elapsed());
+            if let Some(work) = work {
+                return work;
+            }
+        }
+    }
+
     /// A panic in our own code fails the mini-batch, not the process; decoders have their own guard.
     fn guarded(
         &mut self,
         bytes: &[u8],
         params: &Params,
+        note: Option<&CrashNote>,
         ticket: &mut Ticket,
         spent: &mut Spent,
     ) -> Result<Analysis, Failure> {
-        match catch_unwind(AssertUnwindSafe(|| self.analyse(bytes, params, ticket, spent))) {
+        match catch_unwind(AssertUnwindSafe(|| self.analyse(bytes, params, note, ticket, spent))) {
             Ok(result) => result,
             Err(panic) => {
                 // Half-written scratch must not leak into the next picture.
-                if let Ok(network) = self.engine.worker() {
+                if let Ok(network) = self.engine.member(&self.team) {
                     self.network = network;
                 }
                 self.decoder = Decoder::new();
@@ -289,6 +311,7 @@ impl State {
         &mut self,
         bytes: &[u8],
         params: &Params,
+        note: Option<&CrashNote>,
         ticket: &mut Ticket,
         spent: &mut Spent,
     ) -> Result<Analysis, Failure> {
@@ -309,8 +332,17 @@ impl State {
         let start = Instant::now();
         failpoint::hit("infer").map_err(Failure::Worker)?;
         let input = Input { width: geometry.width as usize, height: geometry.height as usize, rgb };
+        // Who assists is at work on this picture, too.
+        let hook = |piece: &mut dyn FnMut()| {
+            let _at_work = AtWork::with(note);
+            failpoint::about(note.map_or(&[], CrashNote::line));
+            if let Err(text) = failpoint::hit("assist") {
+                panic!("{text}");
+            }
+            piece();
+        };
         self.network
-            .run(input, params.nms.conf, &mut self.candidates)
+            .run_assisted(input, params.nms.conf, &mut self.candidates, &hook)
             .map_err(|error| Failure::Worker(with_cause(&error)))?;
         spent.infer = start.elapsed();
 
@@ -330,7 +362,9 @@ impl State {
         let start = Instant::now();
         let annotated = match &params.annotate {
             None => None,
-            Some(labels) => Some(draw(picture, &found, labels).map_err(Failure::Picture)?),
+            // What cannot be drawn (a side that no JPEG can have) has its line all the same: lines
+            // do not depend on whether pictures are drawn.
+            Some(labels) => draw(picture, &found, labels).ok(),
         };
         spent.draw = start.elapsed();
         let Picture { width, height, truncated, .. } = *picture;
@@ -359,9 +393,11 @@ fn add(total: &AtomicU64, time: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::EngineError;
+    use crate::engine::{EngineError, Hook};
+    use crate::kernels::Memory;
     use crate::picture::Truncated;
     use crate::pool::Budget;
+    use std::sync::atomic::AtomicUsize;
 
     /// Finds one box of class 1 in everything; panics where a picture holds the value 13.
     #[derive(Clone, Copy)]
@@ -408,19 +444,14 @@ mod tests {
         bytes
     }
 
-    #[test]
-    fn a_panic_fails_its_work_only_and_every_work_is_answered() {
-        let engine: Arc<dyn Engine> = Arc::new(Touchy);
-        let pool = Pool::start(&engine, 2, 3).unwrap();
-        let (sender, answers) = crossbeam_channel::unbounded();
-        let budget = Budget::new(1 << 20, 8 << 20);
-        let params = Arc::new(Params {
+    fn params(imgsz: u32) -> Arc<Params> {
+        Arc::new(Params {
             limits: Limits {
                 max_pixels: 1 << 20,
                 max_memory: 8 << 20,
                 truncated: Truncated::Reject,
             },
-            imgsz: 32,
+            imgsz,
             square: false,
             nms: NmsOptions {
                 conf: 0.25,
@@ -431,7 +462,16 @@ mod tests {
                 classes: None,
             },
             annotate: Some(vec!["no".to_owned(), "yes".to_owned()].into()),
-        });
+        })
+    }
+
+    #[test]
+    fn a_panic_fails_its_work_only_and_every_work_is_answered() {
+        let engine: Arc<dyn Engine> = Arc::new(Touchy);
+        let pool = Pool::start(&engine, 2, 3).unwrap();
+        let (sender, answers) = crossbeam_channel::unbounded();
+        let budget = Budget::new(1 << 20, 8 << 20);
+        let params = params(32);
         let queue = pool.queue();
         for number in 0..30u8 {
             let sender = sender.clone();
@@ -471,6 +511,170 @@ mod tests {
             }
         }
         assert_eq!(seen, 30);
+        pool.stop(Duration::from_secs(5));
+    }
+
+    /// Shares every picture: in pairs of pieces, each of which waits for the other one to be begun
+    /// by another thread. What a picture holds says what happens besides.
+    struct Sharing {
+        team: Arc<Team>,
+        scratch: Memory,
+        seen: Sender<Option<Vec<u8>>>,
+        left: Arc<AtomicBool>,
+    }
+
+    /// A picture is shared once, and fails in the thread that assists.
+    const PANICS: u8 = 13;
+    /// A picture is not done before another picture is.
+    const LASTS: u8 = 50;
+    /// Another picture, which is not shared.
+    const ANOTHER: u8 = 60;
+
+    struct Sharers(Sender<Option<Vec<u8>>>, Arc<AtomicBool>);
+
+    impl Engine for Sharers {
+        fn numeric_class(&self) -> &str {
+            "sharing"
+        }
+        fn weight_bytes(&self) -> u64 {
+            0
+        }
+        fn scratch_bytes(&self, _: usize, _: usize) -> u64 {
+            0
+        }
+        fn worker(&self) -> Result<Box<dyn Worker>, EngineError> {
+            unreachable!("a pool's workers are members of its team")
+        }
+        fn member(&self, team: &Arc<Team>) -> Result<Box<dyn Worker>, EngineError> {
+            let (seen, left) = (self.0.clone(), self.1.clone());
+            let (team, scratch) = (team.clone(), Memory::new(1).unwrap());
+            Ok(Box::new(Sharing { team, scratch, seen, left }))
+        }
+    }
+
+    impl Worker for Sharing {
+        fn run(&mut self, _: Input<'_>, _: f32, _: &mut Vec<Candidate>) -> Result<(), EngineError> {
+            unreachable!("a pool's workers can be assisted")
+        }
+
+        fn run_assisted(
+            &mut self,
+            input: Input<'_>,
+            _: f32,
+            candidates: &mut Vec<Candidate>,
+            hook: &Hook<'_>,
+        ) -> Result<(), EngineError> {
+            candidates.clear();
+            let value = input.rgb[0];
+            if value == ANOTHER {
+                self.left.store(true, Ordering::SeqCst);
+                return Ok(());
+            }
+            let me = std::thread::current().id();
+            let mut lead = self.team.lead(hook).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            loop {
+                // Calls who is asleep.
+                let _ = lead.pieces();
+                let begun = AtomicUsize::new(0);
+                let shared = AtomicBool::new(false);
+                lead.run(2, &mut self.scratch, &|_, _| {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    let assists = std::thread::current().id() != me;
+                    shared.fetch_or(assists, Ordering::SeqCst);
+                    if assists {
+                        let _ = self.seen.send(crash::noted());
+                        assert!(value != PANICS, "an assistant failed");
+                    }
+                    // The leader leaves the other piece to somebody else for a moment.
+                    let patience = Instant::now() + Duration::from_millis(50);
+                    while begun.load(Ordering::SeqCst) < 2 && Instant::now() < patience {
+                        std::thread::yield_now();
+                    }
+                });
+                let left = self.left.load(Ordering::SeqCst);
+                if if value == LASTS { left } else { shared.into_inner() } {
+                    return Ok(());
+                }
+                assert!(Instant::now() < deadline, "nobody came, or somebody never left");
+            }
+        }
+
+        fn assist(&mut self, until: &dyn Fn() -> bool) {
+            self.team.assist(&mut self.scratch, until);
+        }
+    }
+
+    /// A pool of `workers` whose engine shares, what its assistants' notes say, and a way to submit.
+    struct Shared {
+        pool: Pool,
+        notes: Receiver<Option<Vec<u8>>>,
+        answers: Receiver<Result<Analysis, Failure>>,
+        submit: Box<dyn Fn(u8)>,
+    }
+
+    fn sharing(workers: usize) -> Shared {
+        let (seen, notes) = crossbeam_channel::unbounded();
+        let engine: Arc<dyn Engine> = Arc::new(Sharers(seen, Arc::default()));
+        let pool = Pool::start(&engine, workers, 3).unwrap();
+        let (sender, answers) = crossbeam_channel::unbounded();
+        let (budget, params, queue) = (Budget::new(64 << 20, 8 << 20), params(32), pool.queue());
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let submit = Box::new(move |value| {
+            let sender = sender.clone();
+            let work = Work {
+                bytes: bmp(value),
+                params: params.clone(),
+                ticket: budget.open(),
+                cancelled: Arc::default(),
+                note: Some(CrashNote::new(vec![value, b'\n'], file.clone())),
+                reply: Box::new(move |outcome| drop(sender.send(outcome.result))),
+            };
+            queue.send(work).unwrap();
+        });
+        Shared { pool, notes, answers, submit }
+    }
+
+    #[test]
+    fn idle_workers_assist_and_die_in_the_name_of_the_picture() {
+        let Shared { pool, notes, answers, submit } = sharing(3);
+        for value in [1, 2, 3] {
+            submit(value);
+            answers.recv().unwrap().unwrap();
+            let all: Vec<_> = notes.try_iter().collect();
+            assert!(!all.is_empty());
+            assert!(all.iter().all(|note| *note == Some(vec![value, b'\n'])), "{all:?}");
+        }
+        drop(submit);
+        pool.stop(Duration::from_secs(5));
+    }
+
+    #[test]
+    fn an_assistant_that_panics_fails_the_picture_alone() {
+        let Shared { pool, answers, submit, .. } = sharing(2);
+        for _ in 0..3 {
+            submit(PANICS);
+            match answers.recv().unwrap() {
+                Err(Failure::Worker(text)) => assert!(text.contains("panicked"), "{text}"),
+                other => panic!("{other:?}"),
+            }
+            // Both are there as before.
+            submit(1);
+            answers.recv().unwrap().unwrap();
+        }
+        drop(submit);
+        pool.stop(Duration::from_secs(5));
+    }
+
+    #[test]
+    fn an_assistant_goes_when_there_is_other_work() {
+        let Shared { pool, notes, answers, submit } = sharing(2);
+        submit(LASTS);
+        notes.recv_timeout(Duration::from_secs(60)).expect("nobody assists");
+        submit(ANOTHER);
+        answers.recv().unwrap().unwrap();
+        answers.recv().unwrap().unwrap();
+        drop(submit);
         pool.stop(Duration::from_secs(5));
     }
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::text::one_line;
+
 /// What kind of trouble it is, and so what a person or a scheduler should do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -18,7 +20,7 @@ pub enum Class {
 
 /// A failed operation on a store.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} `{}`: {source}{}", path.display(), hint(source, *bytes))]
+#[error("cannot {operation} `{}`: {source}{}", one_line(&path.to_string_lossy()), hint(source, *bytes))]
 pub struct StoreError {
     /// The operation, as a verb: "write", "list".
     pub operation: &'static str,

@@ -12,6 +12,7 @@ mod hash;
 mod key;
 mod local;
 mod sorter;
+mod text;
 
 pub use error::{Class, StoreError};
 pub use hash::{hex, sha256, sha256_of};
@@ -20,6 +21,9 @@ pub use local::{
     Disk, DiskFile, IdentityKind, LocalSource, LocalStore, Lock, LockError, MOST_SHARDS,
     SourceOptions, SystemDisk, annotated_name, is_manifest, is_table,
 };
+pub use text::one_line;
+
+pub(crate) use local::settled;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -268,7 +272,8 @@ pub enum ReadError {
 
 /// Where pictures come from: a folder, one file or a list today.
 pub trait Source: Send + Sync + Debug {
-    /// Everything after the key `after`, in byte order.
+    /// Everything after the key `after`, in byte order; where a list names `after` more than once,
+    /// that begins with its doubles.
     ///
     /// # Errors
     /// When the input cannot be listed at all; later faults come as items.

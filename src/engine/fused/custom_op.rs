@@ -56,7 +56,7 @@ impl HeadOp {
         let kept = idle().pop();
         let mut worker = match kept {
             Some(worker) => worker,
-            None => FusedWorker::new(self.shared.clone(), None).map_err(Error::wrap)?,
+            None => FusedWorker::new(self.shared.clone(), None, None).map_err(Error::wrap)?,
         };
         let head = worker.head(planes, width, height).map_err(Error::wrap);
         idle().push(worker);

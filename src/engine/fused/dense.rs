@@ -6,6 +6,7 @@ use super::super::api::{EngineError, Input};
 use super::lower::Level;
 use super::worker::FusedWorker;
 use crate::kernels::dense::{CELLS, Row};
+use crate::kernels::no_hook;
 
 /// What [`FusedWorker::dense`] works in, kept from picture to picture.
 #[derive(Debug, Default)]
@@ -26,7 +27,7 @@ impl FusedWorker {
     pub fn dense(&mut self, input: Input<'_>, dense: &mut Dense) -> Result<(), EngineError> {
         input.check()?;
         let size = (input.width, input.height);
-        let program = self.execute(size, input.into(), f32::INFINITY, &mut ())?;
+        let program = self.execute(size, input.into(), f32::INFINITY, &no_hook, &mut ())?;
         let FusedWorker { shared, scratch, boxes, scores, .. } = self;
         let net = &shared.net;
         let cells = |level: &Level| (input.width / level.stride) * (input.height / level.stride);

@@ -1,11 +1,13 @@
 //! Executes a plan, step by step.
 
+use std::sync::Arc;
+
 use super::super::api::Input;
 use super::lower::{Conv, Id, Kind, Net, Op};
 use super::pack::Packed;
 use super::plan::{Layout, Plan, Step};
 use crate::kernels::task::{Block, Conv as Task, KStep, Place, Pool, Store, Winograd};
-use crate::kernels::{Kernels, Memory, Team};
+use crate::kernels::{Hook, Kernels, Lead, Memory, Team};
 
 /// The picture, in either form.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +30,8 @@ pub(super) struct Machine<'a> {
     pub(super) net: &'a Net,
     pub(super) kernels: &'a Kernels,
     pub(super) weights: &'a [u8],
+    /// For helpers of the team, if there is one.
+    pub(super) hook: &'a Hook<'a>,
 }
 
 /// A plan with everything resolved that does not change from strip to strip.
@@ -71,10 +75,11 @@ struct BoundBlock {
 /// What one thread works in: an arena, and lists that are filled anew for each step.
 pub(super) struct Scratch {
     pub(super) arena: Memory,
-    /// Who helps.
-    team: Option<Team>,
+    /// Who may help, and whom this thread may help. A helper works in the arena of who leads, and
+    /// between the stages of Winograd's scheme in its own memory.
+    pub(super) team: Option<Arc<Team>>,
     /// Between the stages of Winograd's scheme.
-    transformed: Memory,
+    pub(super) transformed: Memory,
     origins: Vec<isize>,
     ksteps: Vec<KStep>,
     blocks: Vec<Block>,
@@ -85,8 +90,8 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// For one thread, or for a team's leader.
-    pub(super) fn new(team: Option<Team>) -> std::io::Result<Self> {
+    /// For one thread, or for one of a team.
+    pub(super) fn new(team: Option<Arc<Team>>) -> std::io::Result<Self> {
         Ok(Scratch {
             arena: Memory::new(1)?,
             team,
@@ -142,14 +147,15 @@ impl Program {
         scratch: &mut Scratch,
         observer: &mut impl Observer,
     ) -> std::io::Result<()> {
-        let Machine { net, kernels, .. } = machine;
+        let Machine { net, kernels, hook, .. } = machine;
         if scratch.arena.len() < self.plan.bytes {
             scratch.arena = Memory::new(self.plan.bytes)?;
         }
-        let threads = scratch.team.as_ref().map_or(1, Team::threads);
-        if scratch.transformed.len() < threads * self.plan.scratch {
-            scratch.transformed = Memory::new(threads * self.plan.scratch)?;
+        if scratch.transformed.len() < self.plan.scratch {
+            scratch.transformed = Memory::new(self.plan.scratch)?;
         }
+        let team = scratch.team.clone();
+        let mut lead = team.as_ref().and_then(|team| team.lead(hook));
         scratch.origins.clear();
         scratch.origins.resize(net.tensors.len(), -1);
         scratch.hits.resize(net.levels.len(), Vec::new());
@@ -164,7 +170,7 @@ impl Program {
                         self.convert(*tensor, kernels, source, from..to, scratch);
                     }
                     Op::Conv(conv) => {
-                        self.conv(machine, conv, op, from..to, scratch);
+                        self.conv(machine, conv, op, from..to, &mut lead, scratch);
                     }
                     Op::Pool { from: input, to: output } => {
                         self.pool(net, kernels, (*input, *output), from..to, scratch);
@@ -264,13 +270,14 @@ impl Program {
 
     fn conv(
         &self,
-        Machine { net, kernels, weights }: Machine<'_>,
+        Machine { net, kernels, weights, .. }: Machine<'_>,
         conv: &Conv,
         op: usize,
         rows: std::ops::Range<usize>,
+        lead: &mut Option<Lead<'_>>,
         scratch: &mut Scratch,
     ) {
-        let Scratch { arena, transformed, origins, ksteps, blocks, team, .. } = scratch;
+        let Scratch { arena, transformed, origins, ksteps, blocks, .. } = scratch;
         let bound = &self.bound[op];
         let place = |relative: &Relative, row: usize| {
             let rows = row as isize - origins[relative.tensor];
@@ -295,9 +302,9 @@ impl Program {
             let width = self.plan.layouts[conv.parts[0].tensor].width;
             let (rows, act) = (rows.len(), conv.act);
             let task = Winograd { planes: ksteps, blocks, rows, width, act };
-            match team {
+            match lead {
                 None => kernels.winograd(arena, weights, transformed, &task),
-                Some(team) => kernels.winograd_team(team, arena, weights, transformed, &task),
+                Some(lead) => kernels.winograd_team(lead, arena, weights, transformed, &task),
             }
             return;
         }
@@ -316,9 +323,9 @@ impl Program {
             act: conv.act,
             store,
         };
-        match team {
+        match lead {
             None => kernels.conv(arena, weights, &task),
-            Some(team) => kernels.conv_team(team, arena, weights, &task),
+            Some(lead) => kernels.conv_team(lead, arena, weights, transformed, &task),
         }
     }
 

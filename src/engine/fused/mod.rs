@@ -27,7 +27,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::api::{Engine, EngineError, Worker};
-use crate::kernels::{Kernels, Team, Tier};
+use crate::kernels::{Crew, Kernels, Team, Tier};
 use crate::yolo::{Graph, Network};
 use exec::Program;
 use lower::Net;
@@ -112,21 +112,23 @@ impl Fused {
     /// # Errors
     /// When its memory cannot be had.
     pub fn fused_worker(&self) -> Result<FusedWorker, EngineError> {
-        FusedWorker::new(self.shared.clone(), None)
+        FusedWorker::new(self.shared.clone(), None, None)
     }
 
-    /// A worker that has `threads` threads work on one picture at a time, each convolution divided
-    /// among them: for the shortest time per picture, where there is only one. The results are the
-    /// same bits.
+    /// A worker that has `threads` threads of its own work on one picture at a time, each convolution
+    /// divided among them: for measurements and tests of what [`Engine::member`] does where there
+    /// are idle workers. The results are the same bits.
     ///
     /// # Errors
     /// When its memory or threads cannot be had.
     pub fn team_worker(&self, threads: NonZeroUsize) -> Result<FusedWorker, EngineError> {
-        let team = Team::new(threads).map_err(|source| EngineError::Execute {
+        let kernels = self.shared.kernels;
+        let crew = Crew::new(threads, move || kernels.idle());
+        let crew = crew.map_err(|source| EngineError::Execute {
             step: "starting threads".into(),
             source: Box::new(source),
         })?;
-        FusedWorker::new(self.shared.clone(), Some(team))
+        FusedWorker::new(self.shared.clone(), Some(crew.team().clone()), Some(crew))
     }
 
     /// The kernels it runs on.
@@ -163,5 +165,10 @@ impl Engine for Fused {
 
     fn worker(&self) -> Result<Box<dyn Worker>, EngineError> {
         Ok(Box::new(self.fused_worker()?))
+    }
+
+    fn member(&self, team: &Arc<Team>) -> Result<Box<dyn Worker>, EngineError> {
+        let team = self.shared.kernels.can_share().then(|| team.clone());
+        Ok(Box::new(FusedWorker::new(self.shared.clone(), team, None)?))
     }
 }

@@ -8,6 +8,7 @@ use super::exec::Observer;
 use super::lower::{Conv, Net, Op};
 use super::plan::Step;
 use super::worker::FusedWorker;
+use crate::kernels::no_hook;
 use crate::yolo::logit_floor;
 
 /// An op of the network at an input size.
@@ -87,7 +88,7 @@ impl FusedWorker {
         let size = (input.width, input.height);
         let start = Instant::now();
         let mut clock = Clock { last: start, profile };
-        self.execute(size, input.into(), logit_floor(conf), &mut clock)?;
+        self.execute(size, input.into(), logit_floor(conf), &no_hook, &mut clock)?;
         profile.total = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         Ok(())
     }

@@ -6,7 +6,7 @@ use super::super::api::{EngineError, Input, Worker};
 use super::super::head::{RawHead, RawLevel};
 use super::Shared;
 use super::exec::{Machine, Observer, Program, Scratch, Source};
-use crate::kernels::Team;
+use crate::kernels::{Crew, Hook, Team, no_hook};
 use crate::yolo::{Candidate, Cell, logit_floor};
 
 /// A worker: an arena, and the plans it has used.
@@ -17,13 +17,19 @@ pub struct FusedWorker {
     program: Option<Arc<Program>>,
     pub(super) boxes: Vec<f32>,
     pub(super) scores: Vec<f32>,
+    /// Threads that do nothing but help this worker.
+    _crew: Option<Crew>,
 }
 
 impl FusedWorker {
-    pub(super) fn new(shared: Arc<Shared>, team: Option<Team>) -> Result<Self, EngineError> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        team: Option<Arc<Team>>,
+        crew: Option<Crew>,
+    ) -> Result<Self, EngineError> {
         let scratch = Scratch::new(team).map_err(memory)?;
         let (boxes, scores) = (vec![0.0; 4 * shared.net.reg_max], vec![0.0; shared.net.classes]);
-        Ok(FusedWorker { shared, scratch, program: None, boxes, scores })
+        Ok(FusedWorker { shared, scratch, program: None, boxes, scores, _crew: crew })
     }
 
     pub(super) fn execute(
@@ -31,6 +37,7 @@ impl FusedWorker {
         (width, height): (usize, usize),
         source: Source<'_>,
         floor: f32,
+        hook: &Hook<'_>,
         observer: &mut impl Observer,
     ) -> Result<Arc<Program>, EngineError> {
         let fits = |p: &&Arc<Program>| (p.plan.width, p.plan.height) == (width, height);
@@ -39,7 +46,7 @@ impl FusedWorker {
             None => self.shared.program(width, height),
         };
         let Shared { net, kernels, weights, .. } = &*self.shared;
-        let machine = Machine { net, kernels, weights: weights.bytes() };
+        let machine = Machine { net, kernels, weights: weights.bytes(), hook };
         program.run(machine, source, floor, &mut self.scratch, observer).map_err(memory)?;
         self.program = Some(program.clone());
         Ok(program)
@@ -68,7 +75,7 @@ impl FusedWorker {
             return Err(EngineError::Input { width, height, bytes: planes.len() });
         }
         let source = Source::Planes(planes);
-        let program = self.execute((width, height), source, f32::INFINITY, &mut ())?;
+        let program = self.execute((width, height), source, f32::INFINITY, &no_hook, &mut ())?;
         let net = &self.shared.net;
         let take = |tensor| program.tensor(net, &self.scratch.arena, tensor);
         let level = |level: &super::lower::Level| RawLevel {
@@ -96,16 +103,32 @@ impl Worker for FusedWorker {
         self.shared.kernels.idle();
     }
 
+    fn assist(&mut self, until: &dyn Fn() -> bool) {
+        if let Some(team) = &self.scratch.team {
+            team.assist(&mut self.scratch.transformed, until);
+        }
+    }
+
     fn run(
         &mut self,
         input: Input<'_>,
         conf: f32,
         candidates: &mut Vec<Candidate>,
     ) -> Result<(), EngineError> {
+        self.run_assisted(input, conf, candidates, &no_hook)
+    }
+
+    fn run_assisted(
+        &mut self,
+        input: Input<'_>,
+        conf: f32,
+        candidates: &mut Vec<Candidate>,
+        hook: &Hook<'_>,
+    ) -> Result<(), EngineError> {
         input.check()?;
         candidates.clear();
         let size = (input.width, input.height);
-        let program = self.execute(size, input.into(), logit_floor(conf), &mut ())?;
+        let program = self.execute(size, input.into(), logit_floor(conf), hook, &mut ())?;
         let net = &self.shared.net;
         let mut first = 0;
         for (level, hits) in net.levels.iter().zip(&self.scratch.hits) {

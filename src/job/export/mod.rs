@@ -11,6 +11,7 @@ use std::path::Path;
 use super::exit::JobError;
 use super::line::{BoxUnit, Line};
 use super::manifest::part_name;
+use super::notices::check_target;
 use super::survey::Survey;
 use crate::store::StoreError;
 
@@ -57,18 +58,25 @@ pub fn export(output: &Path, form: Form, to: &Path, partial: bool) -> Result<Exp
         return yolo::export(&survey, to);
     }
     let fault = |error| StoreError::new("write", to, error);
+    let target = || {
+        check_target(to).map_err(|error| {
+            JobError::Usage(format!("--dest `{}`: {error} (- is stdout)", to.display()))
+        })
+    };
     if to == Path::new("-") {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         let exported = write(&survey, form, &mut out)?;
         out.flush().map_err(fault)?;
         return Ok(exported);
     }
+    target()?;
     let folder = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let file = tempfile::NamedTempFile::new_in(folder).map_err(fault)?;
     let mut out = std::io::BufWriter::new(file);
     let exported = write(&survey, form, &mut out)?;
     let file = out.into_inner().map_err(|error| fault(error.into_error()))?;
     file.as_file().sync_all().map_err(fault)?;
+    target()?;
     file.persist(to).map_err(|error| fault(error.error))?;
     Ok(exported)
 }
@@ -88,7 +96,7 @@ fn lines(
     mut visitor: impl FnMut(Line) -> Result<(), JobError>,
 ) -> Result<(), JobError> {
     let (compress, unit) = (survey.job.compress()?, survey.job.boxes()?);
-    survey.visit(|batch, _, record| {
+    survey.visit_whole(|batch, _, record| {
         if record.is_none() {
             return Ok(());
         }

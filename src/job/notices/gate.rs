@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 
 use super::super::exit::{Exit, JobError};
+use crate::store::one_line;
 
 /// Every code that an error line can have. A gate on another one could never be broken.
 const CODES: [&str; 14] = [
@@ -223,7 +224,8 @@ impl Gate {
 impl std::fmt::Display for GateResult {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let verdict = if self.holds { "holds" } else { "DOES NOT HOLD" };
-        write!(f, "gate {verdict}: {} (measured: {})", self.expression, self.measured)
+        let expression = one_line(&self.expression);
+        write!(f, "gate {verdict}: {expression} (measured: {})", self.measured)
     }
 }
 

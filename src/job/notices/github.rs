@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::{Ended, Exit, failure, grouped, one_line};
+use super::{Ended, Exit, failure, grouped};
+use crate::store::one_line;
 
 /// Annotations of one kind that GitHub shows for a step.
 const MOST_ANNOTATIONS: usize = 10;

@@ -22,7 +22,7 @@ use super::line::Line;
 use super::report::Report;
 use super::survey::Survey;
 use super::terminal::Terminal;
-use crate::store::StoreError;
+use crate::store::{StoreError, one_line};
 
 /// So many failed pictures are named; the others are counted.
 pub const MOST_NAMED: usize = 100;
@@ -57,7 +57,17 @@ pub struct Ended<'a> {
     pub time: SystemTime,
 }
 
-impl Ended<'_> {
+impl<'a> Ended<'a> {
+    /// The same where not all that was to be told could be: whoever waits for it must hear of that,
+    /// so a job that is complete ends with 1.
+    #[must_use]
+    pub fn untold(self, fault: &'a str) -> Ended<'a> {
+        match self.exit.complete() {
+            true => Ended { exit: Exit::Failed, reason: Some(fault), ..self },
+            false => self,
+        }
+    }
+
     /// Why the exit code is not 0, in a sentence; nothing where only gates are to blame.
     fn trouble(&self) -> Option<String> {
         let report = self.report;
@@ -123,6 +133,7 @@ impl Notices {
             if path.is_dir() {
                 return Err(wrong("it is a folder (name a file in it)".into()));
             }
+            check_target(path).map_err(|error| wrong(error.to_string()))?;
             temporary(path).map_err(|error| {
                 wrong(format!("cannot write there: {error} (is the folder there?)"))
             })?;
@@ -142,22 +153,35 @@ impl Notices {
         self.junit.is_some() || self.github
     }
 
-    /// Writes everything that was asked for. What fails does not keep the rest from being written.
+    /// Writes everything that was asked for. What fails does not keep the rest from being written,
+    /// and none of the rest says that all is well.
     ///
     /// # Errors
     /// The first that could not be written.
     pub fn publish(&self, ended: &Ended<'_>, terminal: &Terminal) -> Result<(), JobError> {
-        let mut first = Ok(());
-        if self.github {
-            first = first.and(tell_github(ended, terminal));
+        let written = self.write(ended);
+        let fault = written.as_ref().err().map(ToString::to_string);
+        let ended = fault.as_deref().map_or(*ended, |fault| ended.untold(fault));
+        if fault.is_some() {
+            // What could be written has another exit code in it, and what could not was said.
+            let _ = self.write(&ended);
         }
-        if let Some(path) = &self.junit {
-            first = first.and(replace(path, &junit::document(ended)));
+        // GitHub is told last: what it has been told cannot be taken back.
+        if self.github
+            && let Err(error) = tell_github(ended, terminal)
+        {
+            let _ = self.write(&ended.untold(&error.to_string()));
+            return written.and(Err(error));
         }
-        if let Some(path) = &self.prometheus {
-            first = first.and(replace(path, &prometheus::metrics(ended)));
-        }
-        first
+        written
+    }
+
+    /// Writes the files.
+    fn write(&self, ended: &Ended<'_>) -> Result<(), JobError> {
+        let junit = self.junit.as_ref().map(|path| replace(path, &junit::document(ended)));
+        let metrics = self.prometheus.as_ref();
+        let metrics = metrics.map(|path| replace(path, &prometheus::metrics(ended)));
+        junit.into_iter().chain(metrics).collect()
     }
 }
 
@@ -188,33 +212,49 @@ pub fn failures(output: &Path, fresh: Vec<Line>) -> Result<Vec<Line>, JobError> 
 }
 
 /// Does what `--github` asks for. Job files are tried at desks, too, so elsewhere it is a warning.
-fn tell_github(ended: &Ended<'_>, terminal: &Terminal) -> Result<(), JobError> {
+fn tell_github(ended: Ended<'_>, terminal: &Terminal) -> Result<(), JobError> {
     if std::env::var_os("GITHUB_ACTIONS").is_none_or(|value| value != "true") {
         terminal.warn("--github does nothing here (GITHUB_ACTIONS is not `true`)");
         return Ok(());
     }
-    for line in github::annotations(ended) {
-        terminal.command(&line);
-    }
     let file = |name| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let mut told = Ok(());
     if let Some(path) = file("GITHUB_STEP_SUMMARY") {
         let taken = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        let text = github::summary(ended, taken);
+        let text = github::summary(&ended, taken);
         if text.is_empty() {
             terminal.warn("the step's summary is full already (1,024 KiB): the table is left out");
         }
-        append(&path, &text)?;
+        told = append(&path, &text);
     }
+    let fault = told.as_ref().err().map(ToString::to_string);
+    let ended = fault.as_deref().map_or(ended, |fault| ended.untold(fault));
     if let Some(path) = file("GITHUB_OUTPUT") {
-        append(&path, &github::outputs(ended))?;
+        told = told.and(append(&path, &github::outputs(&ended)));
     }
-    Ok(())
+    let fault = told.as_ref().err().map(ToString::to_string);
+    let ended = fault.as_deref().map_or(ended, |fault| ended.untold(fault));
+    for line in github::annotations(&ended) {
+        terminal.command(&line);
+    }
+    told
 }
 
 fn append(path: &Path, text: &str) -> Result<(), JobError> {
     let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
     file.and_then(|mut file| file.write_all(text.as_bytes()))
         .map_err(|error| StoreError::new("append to", path, error).into())
+}
+
+/// Refuses what a rename would take the place of though it is no file: links, pipes and devices.
+pub(super) fn check_target(path: &Path) -> std::io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.is_file() => Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            "it is a link, pipe, device or folder, and haul replaces plain files only",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// A file beside `path`, whose name ends in nothing that a collector of files looks for.
@@ -230,22 +270,11 @@ fn replace(path: &Path, text: &str) -> Result<(), JobError> {
         file.write_all(text.as_bytes())?;
         // Temporary files are for their owner only; collectors run as somebody else.
         file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        check_target(path)?;
         file.persist(path).map_err(|error| error.error)?;
         Ok(())
     };
     write().map_err(|error| StoreError::new("write", path, error).writing(text.len()).into())
-}
-
-/// Text that stays on its line: control characters as they are written in programs.
-fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c.is_control() {
-            true => line.extend(c.escape_default()),
-            false => line.push(c),
-        }
-    }
-    line
 }
 
 /// A picture that failed, on one line.
@@ -329,8 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn words_and_numbers_on_one_line() {
-        assert_eq!(one_line("a\nb\r\u{1b}[31m\u{85}ü"), r"a\nb\r\u{1b}[31m\u{85}ü");
+    fn numbers_for_people() {
         let counts = [0, 999, 1000, 1_234_567].map(grouped);
         assert_eq!(counts, ["0", "999", "1,000", "1,234,567"]);
     }
@@ -345,6 +373,11 @@ mod tests {
         }
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let link = dir.path().join("link.xml");
+        std::os::unix::fs::symlink("report.xml", &link).unwrap();
+        let error = replace(&link, "x").unwrap_err();
+        assert!(error.to_string().contains("it is a link, pipe"), "{error}");
+        assert!(link.is_symlink() && std::fs::read_to_string(&path).unwrap() == "two");
         let error = replace(&dir.path().join("none/report.xml"), "x").unwrap_err();
         assert!(error.to_string().contains("none/report.xml"), "{error}");
     }

@@ -57,8 +57,11 @@ pub(super) fn metrics(ended: &Ended<'_>) -> String {
     metrics.one("haul_run_end_timestamp_seconds", help, time.as_millis() as f64 / 1e3);
     let Some(report) = ended.report else { return metrics.text };
 
-    let complete = report.plan_complete && report.ok + report.failed == report.planned;
-    let help = "Whether every planned picture is committed.";
+    // With every picture committed a run may still have failed before it could say so.
+    let complete = report.state == "done"
+        && report.plan_complete
+        && report.ok + report.failed == report.planned;
+    let help = "Whether the job is finished: every planned picture is committed.";
     metrics.one("haul_job_complete", help, f64::from(u8::from(complete)));
     let states = [("planned", report.planned), ("ok", report.ok), ("failed", report.failed)];
     metrics.put(
@@ -187,6 +190,11 @@ mod tests {
         // One that was interrupted is not complete, whatever is committed.
         let report = Report { planned: 5001, ..report() };
         let samples = read(&metrics(&ended(Exit::Interrupted, Some(&report), &[])));
+        let complete = samples.iter().find(|(name, _)| name.starts_with("haul_job_complete"));
+        assert_eq!(complete.unwrap().1, 0.0);
+        // Nor one that failed when all was committed and it was not marked as finished.
+        let report = Report { state: "failed".into(), ..super::super::tests::report() };
+        let samples = read(&metrics(&ended(Exit::Refused, Some(&report), &[])));
         let complete = samples.iter().find(|(name, _)| name.starts_with("haul_job_complete"));
         assert_eq!(complete.unwrap().1, 0.0);
     }

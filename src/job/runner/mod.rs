@@ -222,9 +222,6 @@ impl<'a> Dispatcher<'a> {
             temporaries.push_str(&format!("-{index}-of-{count}"));
         }
         let annotations = spec.annotate.as_ref().map(|dir| LocalStore::new(dir, &temporaries));
-        if let Some(store) = annotations.as_ref().filter(|_| !spec.no_lock) {
-            store.clear_temporaries()?;
-        }
         let report = Report {
             output: spec.output.display().to_string(),
             annotated: spec.annotate.as_ref().map(|dir| dir.display().to_string()),
@@ -280,6 +277,9 @@ impl<'a> Dispatcher<'a> {
     fn work(&mut self, signals: &Receiver<i32>) -> Result<Exit, JobError> {
         let session = self.session.clone();
         let store = session.manifest.store().clone();
+        if let Some(store) = self.annotations.as_ref().filter(|_| !session.spec.no_lock) {
+            store.clear_temporaries()?;
+        }
         self.read_state()?;
         let mut chain = Chain::new(&*store);
         let stopped = self.drive(&mut chain, signals)?;

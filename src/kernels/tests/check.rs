@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::super::task::{Block, Conv, Element, KStep, Store};
-use super::super::{Kernels, Memory, Team, Tier};
+use super::super::{Crew, Kernels, Memory, Tier, no_hook};
 use super::case::{Built, Case};
 use super::tiers;
 
@@ -270,7 +270,9 @@ type Change = fn(&mut Vec<KStep>, &mut Vec<Block>);
 /// Threads may share a task only where nobody reads or writes what another one writes.
 #[test]
 fn tasks_that_threads_cannot_share() {
-    let mut team = Team::new(std::num::NonZeroUsize::new(2).unwrap()).unwrap();
+    let crew = Crew::new(std::num::NonZeroUsize::new(2).unwrap(), || ()).unwrap();
+    let mut lead = crew.team().lead(&no_hook).unwrap();
+    let mut scratch = Memory::new(1).unwrap();
     let mut told = |case: &Case, spoil: Change| {
         let mut said = Vec::new();
         for kernels in tiers().filter(|k| !matches!(k.tier(), Tier::Portable | Tier::Reference)) {
@@ -279,7 +281,7 @@ fn tasks_that_threads_cannot_share() {
             spoil(ksteps, blocks);
             let Case { rows, width, odd, store, act, .. } = *case;
             let task = Conv { ksteps, blocks, rows, width, odd, store, act };
-            let run = || kernels.conv_team(&mut team, arena, packed.bytes(), &task);
+            let run = || kernels.conv_team(&mut lead, arena, packed.bytes(), &mut scratch, &task);
             said.push(catch_unwind(AssertUnwindSafe(run)).is_err());
         }
         said

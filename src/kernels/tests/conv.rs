@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use proptest::prelude::*;
 
 use super::super::task::{Activation, Block, Conv, Element, Place, Store};
-use super::super::{Kernels, Memory, Team, Tier, math};
+use super::super::{Crew, Kernels, Lead, Memory, Tier, math, no_hook};
 use super::case::{Built, Case, get};
 use super::{Noise, same, tiers};
 
@@ -62,15 +62,16 @@ fn hold(kernels: &Kernels, case: &Case) {
 }
 
 /// Whatever the number of threads, the bits are those of one.
-fn hold_team(kernels: &Kernels, team: &mut Team, case: &Case) {
+fn hold_team(kernels: &Kernels, lead: &mut Lead<'_>, case: &Case) {
     let element = kernels.tier().element();
     let (mut alone, mut together) = (case.build(element), case.build(element));
     kernels.conv(&mut alone.arena, together.packed.bytes(), &case.task(&together));
     let Built { arena, packed, .. } = &mut together;
     let task = Conv { ksteps: &alone.ksteps, blocks: &alone.blocks, ..case.task(&alone) };
-    kernels.conv_team(team, arena, packed.bytes(), &task);
+    let scratch = &mut Memory::new(1).unwrap();
+    kernels.conv_team(lead, arena, packed.bytes(), scratch, &task);
     let same = alone.arena.bytes() == together.arena.bytes();
-    assert!(same, "{} threads of {}\n{case:?}", team.threads(), kernels.tier());
+    assert!(same, "{} pieces of {}\n{case:?}", lead.pieces(), kernels.tier());
 }
 
 fn hold_all(case: &Case) {
@@ -205,7 +206,8 @@ fn hard_numbers() {
 #[test]
 fn threads_change_no_bit() {
     for threads in [1, 2, 3, 5] {
-        let mut team = Team::new(NonZeroUsize::new(threads).unwrap()).unwrap();
+        let crew = Crew::new(NonZeroUsize::new(threads).unwrap(), || ()).unwrap();
+        let mut lead = crew.team().lead(&no_hook).unwrap();
         for (turn, rows) in [1, 2, 3, 7, 20, 41].into_iter().enumerate() {
             for blocks in [vec![32], vec![16, 32], vec![32; 9]] {
                 for store in [Store::Element, Store::F32Twice] {
@@ -222,7 +224,7 @@ fn threads_change_no_bit() {
                         ..Case::default()
                     };
                     for kernels in tiers().filter(|kernels| kernels.tier() != Tier::Reference) {
-                        hold_team(&kernels, &mut team, &case);
+                        hold_team(&kernels, &mut lead, &case);
                     }
                 }
             }

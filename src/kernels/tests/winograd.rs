@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::super::math::silu;
 use super::super::task::{Activation, Block, KStep, Place, Winograd};
-use super::super::{ALIGN, Kernels, Memory, Team, Tier};
+use super::super::{ALIGN, Crew, Kernels, Memory, Tier, no_hook};
 use super::{Noise, same, tiers};
 
 struct Case {
@@ -105,9 +105,8 @@ impl Case {
         Winograd { planes, blocks, rows: self.rows, width: self.width, act: self.act }
     }
 
-    fn scratch(&self, threads: usize) -> Memory {
-        let mut memory =
-            Memory::new(4 * threads * Winograd::scratch(self.planes.iter().sum())).unwrap();
+    fn scratch(&self) -> Memory {
+        let mut memory = Memory::new(4 * Winograd::scratch(self.planes.iter().sum())).unwrap();
         memory.bytes_mut().fill(0xFF);
         memory
     }
@@ -137,7 +136,7 @@ fn every_tier_gives_the_bits_of_the_reference() {
             for reverse in [false, true] {
                 let (mut ours, mut theirs) = (case.build(reverse), case.build(reverse));
                 let task = case.task(&theirs.planes, &theirs.blocks);
-                kernels.winograd(&mut ours.arena, ours.packed.bytes(), &mut case.scratch(1), &task);
+                kernels.winograd(&mut ours.arena, ours.packed.bytes(), &mut case.scratch(), &task);
                 kernels.winograd_reference(&mut theirs.arena, ours.packed.bytes(), &task);
                 let pairs = ours.arena.floats().iter().zip(theirs.arena.floats());
                 for (at, (&a, &b)) in pairs.enumerate() {
@@ -152,16 +151,17 @@ fn every_tier_gives_the_bits_of_the_reference() {
 #[test]
 fn threads_change_no_bit() {
     for threads in [1, 2, 3] {
-        let mut team = Team::new(NonZeroUsize::new(threads).unwrap()).unwrap();
+        let crew = Crew::new(NonZeroUsize::new(threads).unwrap(), || ()).unwrap();
+        let mut lead = crew.team().lead(&no_hook).unwrap();
         for case in cases() {
             for kernels in with() {
                 let (mut alone, mut together) = (case.build(true), case.build(true));
                 let (planes, blocks) = (together.planes.clone(), together.blocks.clone());
                 let task = case.task(&planes, &blocks);
                 let Built { arena, packed, .. } = &mut alone;
-                kernels.winograd(arena, packed.bytes(), &mut case.scratch(1), &task);
-                let (scratch, arena) = (&mut case.scratch(threads), &mut together.arena);
-                kernels.winograd_team(&mut team, arena, packed.bytes(), scratch, &task);
+                kernels.winograd(arena, packed.bytes(), &mut case.scratch(), &task);
+                let (scratch, arena) = (&mut case.scratch(), &mut together.arena);
+                kernels.winograd_team(&mut lead, arena, packed.bytes(), scratch, &task);
                 assert!(alone.arena.bytes() == together.arena.bytes(), "{}", kernels.tier());
             }
         }
@@ -256,7 +256,7 @@ fn tasks_that_leave_their_memory_are_refused() {
             let (mut rows, mut width) = (case.rows, case.width);
             change(planes, blocks, &mut rows, &mut width);
             let task = Winograd { rows, width, ..case.task(planes, blocks) };
-            let scratch = &mut case.scratch(1);
+            let scratch = &mut case.scratch();
             let run = || kernels.winograd(arena, packed.bytes(), scratch, &task);
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err(), "change {index} was taken");
         }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
 
-use crate::store::StoreError;
+use crate::store::{StoreError, one_line};
 
 /// The longest path that the system takes.
 const LONGEST_KEY: usize = 4096;
@@ -39,7 +39,9 @@ pub(super) fn has_suffix(path: &Path, suffixes: &[&str]) -> bool {
 
 /// An error in the list itself: the same list gives it again.
 pub(super) fn malformed(path: &Path, what: impl Into<String>) -> StoreError {
-    StoreError::new("read the list", path, io::Error::new(io::ErrorKind::InvalidData, what.into()))
+    // Columns, prefixes and keys are in it, as whoever wrote the list has named them.
+    let what = one_line(&what.into());
+    StoreError::new("read the list", path, io::Error::new(io::ErrorKind::InvalidData, what))
 }
 
 /// A key as lists name them: without `./` in front.
@@ -48,6 +50,32 @@ pub(super) fn plain(mut name: &[u8]) -> &[u8] {
         name = rest;
     }
     name
+}
+
+/// Reads a list of lines; gives each key to `take`.
+///
+/// # Errors
+/// What is wrong with it, with the number of the line.
+pub(super) fn read_lines(
+    lines: impl BufRead,
+    path: &Path,
+    mut take: impl FnMut(Vec<u8>) -> io::Result<()>,
+) -> Result<(), StoreError> {
+    let fault = |error| StoreError::new("read the list", path, error);
+    for (index, line) in lines.split(b'\n').enumerate() {
+        let line = line.map_err(fault)?;
+        let mut name = line.strip_suffix(b"\r").unwrap_or(&line);
+        if index == 0 {
+            name = name.strip_prefix("\u{feff}".as_bytes()).unwrap_or(name);
+        }
+        name = plain(name);
+        if !name.is_empty() {
+            check_key(name)
+                .map_err(|what| malformed(path, format!("line {} {what}", index + 1)))?;
+            take(name.to_vec()).map_err(fault)?;
+        }
+    }
+    Ok(())
 }
 
 /// What the system cannot have as a path, said before it is asked for.

@@ -1,14 +1,14 @@
 //! Reading pictures from a folder, a single file or a list: [`LocalSource`].
 
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead as _, BufReader, Read};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::lists::{Prefix, is_manifest, malformed, plain, read_manifest};
+use super::lists::{Prefix, is_manifest, malformed, read_lines, read_manifest};
 use super::table::{Row, is_table, read_table};
 use super::walk::{Entry, Walk};
 use crate::store::hash::{sha256, sha256_of};
@@ -110,19 +110,21 @@ impl LocalSource {
             return Ok(source);
         }
         let is_list = input.extension().is_some_and(|e| e == "txt" || e == "lst");
-        let names = if is_list {
-            Names::List(input.canonicalize().map_err(fault)?)
-        } else {
-            let name = input.file_name().unwrap_or_default();
-            Names::One(Key::new(std::os::unix::ffi::OsStrExt::as_bytes(name)))
-        };
+        if is_list {
+            // What is wrong with it is found before anything is planned.
+            read_lines(BufReader::new(File::open(input).map_err(fault)?), input, |_| Ok(()))?;
+            let names = Names::List(input.canonicalize().map_err(fault)?);
+            return LocalSource::rooted(folder, names, options);
+        }
+        let name = input.file_name().unwrap_or_default();
+        let names = Names::One(Key::new(std::os::unix::ffi::OsStrExt::as_bytes(name)));
         LocalSource::rooted(folder, names, options)
     }
 
     /// A list of paths, one a line, relative to `folder`.
     ///
     /// # Errors
-    /// When the lines cannot be spooled to the temporary folder.
+    /// When the lines cannot be spooled to the temporary folder, or one is no path.
     pub fn from_lines(
         mut lines: impl Read,
         folder: &Path,
@@ -134,6 +136,8 @@ impl LocalSource {
             Ok(file)
         };
         let file = spool().map_err(|error| StoreError::new("read the list from", "-", error))?;
+        let spooled = BufReader::new(FromStart { file: &file, offset: 0 });
+        read_lines(spooled, Path::new("-"), |_| Ok(()))?;
         LocalSource::rooted(folder, Names::Spooled(file), options)
     }
 
@@ -180,8 +184,12 @@ impl LocalSource {
             IdentityKind::Size => Identity::Size,
             IdentityKind::Sha256 => {
                 let path = self.path(&key);
-                let digest = File::open(&path).and_then(sha256_of);
-                Identity::Sha256(digest.map_err(|error| StoreError::new("read", path, error))?)
+                match File::open(&path).and_then(sha256_of) {
+                    Ok(digest) => Identity::Sha256(digest),
+                    // Reading it will be refused too, and that is the picture's fault alone.
+                    Err(error) if is_denied(&error) => Identity::Size,
+                    Err(error) => return Err(StoreError::new("read", path, error)),
+                }
             }
         };
         Ok(Object { key, size: meta.len(), identity, meta: None })
@@ -205,16 +213,14 @@ impl LocalSource {
         if let Err(reason) = select.file(&key) {
             return skipped(reason);
         }
-        let faulty = |key, fault| {
-            let identity = Identity::Link(fault);
-            Some(Ok(Listed::Object(Object { key, size: 0, identity, meta: None })))
-        };
+        let faulty = |key, fault| Some(Ok(unseen(key, Identity::Link(fault))));
         match fs::metadata(&path) {
             Ok(meta) if !meta.is_file() => skipped(Skip::Special),
             Ok(_) if entry == Entry::Link && self.leaves(&path) => faulty(key, LinkFault::Outside),
             Ok(meta) => Some(self.object(key, &meta).map(Listed::Object)),
             Err(_) if entry == Entry::Link => faulty(key, LinkFault::Broken),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) if is_denied(&error) => Some(Ok(unseen(key, Identity::Size))),
             Err(error) => Some(Err(StoreError::new("look at", path, error))),
         }
     }
@@ -232,15 +238,15 @@ impl LocalSource {
             Ok(meta) if meta.is_dir() => Ok(Listed::Skipped(Skip::Folder)),
             Ok(meta) if !meta.is_file() => Ok(Listed::Skipped(Skip::Special)),
             Ok(meta) => self.object(key, &meta).map(Listed::Object),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                ) =>
-            {
-                Ok(Listed::Object(Object { key, size: 0, identity: Identity::Missing, meta: None }))
-            }
-            Err(error) => Err(StoreError::new("look at", path, error)),
+            // One name among many: it gets its line, whatever is wrong with it.
+            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG) => {
+                    Ok(unseen(key, Identity::Missing))
+                }
+                Some(Errno::ELOOP) => Ok(unseen(key, Identity::Link(LinkFault::Broken))),
+                _ if is_denied(&error) => Ok(unseen(key, Identity::Size)),
+                _ => Err(StoreError::new("look at", path, error)),
+            },
         }
     }
 
@@ -258,26 +264,15 @@ impl LocalSource {
 
     fn list_lines<'a>(
         &'a self,
-        lines: impl BufRead,
+        lines: impl Read,
+        path: &Path,
         select: &'a dyn Select,
         after: Option<&Key>,
-    ) -> io::Result<Listing<'a>> {
+    ) -> Result<Listing<'a>, StoreError> {
         let mut sorter = Sorter::new();
-        for (index, line) in lines.split(b'\n').enumerate() {
-            let mut line = line?;
-            if line.last() == Some(&b'\r') {
-                line.pop();
-            }
-            let mut name = &line[..];
-            if index == 0 {
-                name = name.strip_prefix("\u{feff}".as_bytes()).unwrap_or(name);
-            }
-            name = plain(name);
-            if !name.is_empty() {
-                sorter.push(name.to_vec(), 0)?;
-            }
-        }
-        Ok(self.in_order(self.names(sorter.finish()?), select, after))
+        read_lines(BufReader::new(lines), path, |name| sorter.push(name, 0))?;
+        let sorted = sorter.finish().map_err(|error| StoreError::new("sort", path, error))?;
+        Ok(self.in_order(self.names(sorted), select, after))
     }
 
     fn list_manifest<'a>(
@@ -351,13 +346,16 @@ impl LocalSource {
                 Ok(named) => named,
                 Err(error) => return Some(Err(error)),
             };
-            let again = previous.as_ref() == Some(&key);
-            if after.as_ref().is_some_and(|after| key <= *after) {
+            if after.as_ref().is_some_and(|after| key < *after) {
                 return None;
             }
-            previous = Some(key.clone());
-            if again {
+            if previous.as_ref() == Some(&key) {
                 return Some(Ok(Listed::Skipped(Skip::Duplicate)));
+            }
+            previous = Some(key.clone());
+            if after.as_ref() == Some(&key) {
+                // It is planned; its doubles come after it, and so belong to the next picture.
+                return None;
             }
             match select.file(&key) {
                 Err(reason @ (Skip::Excluded | Skip::NotIncluded)) => {
@@ -425,14 +423,12 @@ impl Source for LocalSource {
                 Ok(Box::new(left.then(|| self.named(key.clone())).into_iter()))
             }
             Names::List(path) => {
-                let file = File::open(path).map_err(fault)?;
-                self.list_lines(BufReader::new(file), select, after).map_err(fault)
+                self.list_lines(File::open(path).map_err(fault)?, path, select, after)
             }
             Names::Manifest(path, prefix) => self.list_manifest(path, prefix, select, after),
             Names::Table(path) => Ok(self.in_order(self.sorted_rows(path)?, select, after)),
             Names::Spooled(file) => {
-                let lines = BufReader::new(FromStart { file, offset: 0 });
-                self.list_lines(lines, select, after).map_err(fault)
+                self.list_lines(FromStart { file, offset: 0 }, Path::new("-"), select, after)
             }
             Names::Keys { file, .. } => {
                 let mut texts = BufReader::new(FromStart { file, offset: 0 }).split(0);
@@ -540,6 +536,15 @@ impl Read for FromStart<'_> {
     }
 }
 
+/// An object of which no more is known than its name and what keeps us from it.
+fn unseen(key: Key, identity: Identity) -> Listed {
+    Listed::Object(Object { key, size: 0, identity, meta: None })
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
 fn read_error(path: &Path, error: io::Error) -> ReadError {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENXIO) => ReadError::Gone,
@@ -557,7 +562,7 @@ fn mtime_ns(meta: &Metadata) -> i64 {
 }
 
 /// The path that a folder has, or will have once it is made, without links.
-fn settled(path: &Path) -> PathBuf {
+pub(crate) fn settled(path: &Path) -> PathBuf {
     if let Ok(path) = path.canonicalize() {
         return path;
     }

@@ -1,12 +1,14 @@
 //! What comes out.
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::super::{Fused, Strips};
 use super::network::Recipe;
 use super::{SIZES, bits, picture, schedules, single, tiers, worker};
 use crate::engine::candle::Candle;
-use crate::engine::{Input, RawLevel, Worker};
+use crate::engine::{Engine, Input, RawLevel, Team, Worker};
 use crate::kernels::{Cpu, Tier};
 use crate::yolo::Candidate;
 
@@ -191,4 +193,48 @@ fn pictures_of_other_sizes_are_refused() {
     }
     // A product that wraps round to what was given.
     assert!(worker.head(&[], 1 << 59, 32).is_err());
+}
+
+#[test]
+fn whoever_assists_changes_no_bit() {
+    let network = Recipe::odd().network();
+    for tier in tiers() {
+        let fused = Fused::new(&network, tier).unwrap();
+        let shares = fused.shared.kernels.can_share();
+        let team = Team::new(NonZeroUsize::new(3).unwrap());
+        let rgb: Vec<u8> = (0..160 * 128 * 3).map(|i| (i * 7 % 251) as u8).collect();
+        let input = Input { width: 160, height: 128, rgb: &rgb };
+        let (mut expected, mut found) = (Vec::new(), Vec::new());
+        fused.worker().unwrap().run(input, 0.0, &mut expected).unwrap();
+        assert!(!expected.is_empty());
+        let (done, pieces) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let hook = |piece: &mut dyn FnMut()| {
+            pieces.fetch_add(1, Ordering::Relaxed);
+            piece();
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut assistant = fused.member(&team).unwrap();
+                    while !done.load(Ordering::Relaxed) {
+                        assistant.assist(&|| done.load(Ordering::Relaxed));
+                        std::thread::yield_now();
+                    }
+                });
+            }
+            let mut leader = fused.member(&team).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            // Until they have done their share, on tiers whose work can be shared.
+            let enough = || !shares || pieces.load(Ordering::Relaxed) >= 100;
+            for round in 0.. {
+                leader.run_assisted(input, 0.0, &mut found, &hook).unwrap();
+                if expected != found || enough() && round >= 20 || Instant::now() > deadline {
+                    break;
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert!(expected == found, "{tier}");
+        assert_eq!(pieces.into_inner() >= 100, shares, "{tier}");
+    }
 }
