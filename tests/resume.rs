@@ -262,7 +262,9 @@ fn sigkill_loses_nothing() {
     }
     Haul::new("verify").arg(&out).exits(0);
     assert_eq!(fs::read_dir(out.join("_manifest/tmp")).unwrap().count(), 0, "nothing is left over");
-    assert!(!out.join("_manifest/strikes.jsonl").exists(), "a kill is nobody's fault");
+    // An empty file is left where the kill came between the marker and tidying up.
+    let strikes = fs::read(out.join("_manifest/strikes.jsonl")).unwrap_or_default();
+    assert!(strikes.is_empty(), "a kill is nobody's fault");
 }
 
 #[test]
