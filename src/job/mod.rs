@@ -12,6 +12,7 @@ mod exit;
 pub mod export;
 mod feeder;
 mod fingerprint;
+mod gate;
 mod line;
 mod lister;
 mod manifest;
@@ -42,13 +43,14 @@ pub use compress::Compress;
 pub use estimate::{Estimate, dry_run};
 pub use exit::{EXIT_HELP, Exit, JobError};
 pub use fingerprint::{Fingerprint, ModelFacts};
+pub use gate::{Gate, GateResult, Totals, judge};
 pub use line::{
     BoxUnit, Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, Meta,
     write_detections, write_error,
 };
 pub use manifest::{Ancestor, Failure, Job, MANIFEST_SCHEMA, Manifest, Record, Success, part_name};
 pub use memory::{mib, peak};
-pub use notices::{Ended, Gate, GateResult, MOST_NAMED, Notices, Totals, failures, judge};
+pub use notices::{Ended, MOST_NAMED, Notices, failures};
 pub use pack::{CheckedPack, MadePack, check_packs, pack_model};
 pub use plan::{Batch, Caps, Cutter, PLAN_SCHEMA, PlanSummary, Segment, segment_name};
 pub use planner::{Drift, Planner, Terms, drift};

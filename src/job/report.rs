@@ -7,8 +7,8 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::exit::Exit;
+use super::gate::{Gate, GateResult, Totals, judge};
 use super::memory::mib;
-use super::notices::{Gate, GateResult, Totals, judge};
 use crate::store::{Skip, one_line};
 
 /// Thread-seconds by stage.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::compress::Compress;
 use super::exit::JobError;
+use super::gate::Gate;
 use super::line::BoxUnit;
-use super::notices::{Gate, Notices};
+use super::notices::Notices;
 use super::plan::Caps;
 use super::retry::Retry;
 use super::sample::Sample;

@@ -186,9 +186,10 @@ fn cell(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Report;
     use super::super::tests::{ended, failed, report};
-    use super::super::{GateResult, Report};
     use super::*;
+    use crate::job::GateResult;
 
     fn gate(holds: bool) -> GateResult {
         let expression = "errors < 2%".to_owned();

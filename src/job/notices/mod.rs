@@ -1,10 +1,8 @@
-//! What a run tells other programs when it ends: whether its gates hold, and files for those who
-//! were not there.
+//! What a run tells other programs when it ends: files for those who were not there.
 //!
 //! The forms are pure functions from [`Ended`] to text; only [`Notices`] writes. None of it is read
 //! by haul again, and no reader of results trusts it.
 
-mod gate;
 mod github;
 mod junit;
 mod prometheus;
@@ -14,8 +12,6 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-
-pub use gate::{Gate, GateResult, Totals, judge};
 
 use super::exit::{Exit, JobError};
 use super::line::Line;

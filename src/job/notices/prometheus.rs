@@ -121,8 +121,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::super::tests::{ended, report};
-    use super::super::{Exit, GateResult, Report};
+    use super::super::{Exit, Report};
     use super::*;
+    use crate::job::GateResult;
 
     /// Reads the format back, as strictly as node_exporter does: each sample once, after HELP and
     /// TYPE of its metric, in one group.

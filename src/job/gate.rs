@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
 
-use super::super::exit::{Exit, JobError};
+use super::exit::{Exit, JobError};
 use crate::store::one_line;
 
 /// Every code that an error line can have. A gate on another one could never be broken.
@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn every_code_of_a_picture_can_be_named() {
-        let page = include_str!("../../../README.md");
+        let page = include_str!("../../README.md");
         let table = page.split("| code | the picture |").nth(1).unwrap();
         let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
         let mut seen = 0;
