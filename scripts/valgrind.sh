@@ -37,7 +37,7 @@ if ! command -v valgrind >/dev/null; then
     } || skip "apt-get could not install valgrind"
 fi
 
-tests=$(cargo test --lib --locked --no-run 2>&1 | tee /dev/stderr |
+tests=$(cargo test --lib --locked --no-run 2>&1 | tee >(cat >&2) |
     sed -n 's/^ *Executable unittests src\/lib.rs (\(.*\))$/\1/p')
 [ -x "$tests" ] || {
     echo "the tests were not built" >&2

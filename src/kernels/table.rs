@@ -62,7 +62,7 @@ impl Kernels {
         }
     }
 
-    /// Whether threads can share a convolution: only where [`Share`] is known.
+    /// Whether threads can share a convolution: only where `Share` is known.
     #[must_use]
     pub fn can_share(&self) -> bool {
         !matches!(self.tier, Tier::Portable | Tier::Reference)
