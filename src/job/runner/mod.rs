@@ -311,6 +311,8 @@ impl<'a> Dispatcher<'a> {
             // Whoever finds all shares committed puts the marker.
             return Ok(if self.share.failed > 0 { Exit::SomeFailed } else { Exit::Done });
         }
+        // Whoever is killed after the marker is not run again to tidy up.
+        self.annotations.iter().for_each(LocalStore::remove_temporaries);
         failpoint::hit("before_success").map_err(JobError::Internal)?;
         self.manifest().put_success(&success(&session.job, &summary, &self.done)?)?;
         failpoint::hit("after_success").map_err(JobError::Internal)?;
