@@ -127,7 +127,7 @@ impl JobError {
             | JobError::Foreign(_) => Exit::Refused,
             JobError::Damaged(_) | JobError::Internal(_) => Exit::Failed,
             JobError::Empty(_) => Exit::Empty,
-            JobError::Lock(LockError::Held(_)) => Exit::Locked,
+            JobError::Lock(LockError::Held(_) | LockError::Lost(_)) => Exit::Locked,
             JobError::Lock(LockError::Refused { .. }) => Exit::Refused,
             JobError::Store(error) | JobError::Lock(LockError::Store(error)) => {
                 match error.class() {

@@ -137,6 +137,9 @@ impl Feeder {
                 );
             }
             Err(ReadError::Gone) => ("gone", "the file is gone since it was planned"),
+            Err(ReadError::Archived) => {
+                ("archived", "the object is in an archive and has to be restored first")
+            }
             Err(ReadError::Denied) => ("denied", "the file may not be read"),
             Err(ReadError::Unreadable) => ("unreadable", "the file cannot be read"),
         };

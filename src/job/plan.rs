@@ -347,6 +347,8 @@ struct ObjectText {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sha256: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    etag: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     fault: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     meta: Option<Meta>,
@@ -361,6 +363,7 @@ impl ObjectText {
             size: object.size,
             mtime_ns: None,
             sha256: None,
+            etag: None,
             fault: None,
             meta: object.meta.as_deref().map(|text| {
                 serde_json::from_str(text).expect("meta is no object of texts. This is a bug.")
@@ -370,6 +373,7 @@ impl ObjectText {
             Identity::Mtime(ns) => text.mtime_ns = Some(*ns),
             Identity::Size => {}
             Identity::Sha256(digest) => text.sha256 = Some(digest.clone()),
+            Identity::Etag(tag) => text.etag = Some(tag.clone()),
             Identity::Link(LinkFault::Broken) => text.fault = Some("broken_link".to_owned()),
             Identity::Link(LinkFault::Outside) => text.fault = Some("outside_link".to_owned()),
             Identity::Missing => text.fault = Some("missing".to_owned()),
@@ -378,13 +382,15 @@ impl ObjectText {
     }
 
     fn object(self) -> Result<Object, String> {
-        let identity = match (self.mtime_ns, self.sha256, self.fault.as_deref()) {
-            (Some(ns), None, None) => Identity::Mtime(ns),
-            (None, Some(digest), None) => Identity::Sha256(digest),
-            (None, None, None) => Identity::Size,
-            (None, None, Some("broken_link")) => Identity::Link(LinkFault::Broken),
-            (None, None, Some("outside_link")) => Identity::Link(LinkFault::Outside),
-            (None, None, Some("missing")) => Identity::Missing,
+        let fault = self.fault.as_deref();
+        let identity = match (self.mtime_ns, self.sha256, self.etag, fault) {
+            (Some(ns), None, None, None) => Identity::Mtime(ns),
+            (None, Some(digest), None, None) => Identity::Sha256(digest),
+            (None, None, Some(tag), None) => Identity::Etag(tag),
+            (None, None, None, None) => Identity::Size,
+            (None, None, None, Some("broken_link")) => Identity::Link(LinkFault::Broken),
+            (None, None, None, Some("outside_link")) => Identity::Link(LinkFault::Outside),
+            (None, None, None, Some("missing")) => Identity::Missing,
             _ => return Err(format!("the identity of {:?} makes no sense", self.key)),
         };
         let meta = self.meta.map(|meta| meta.to_text());
@@ -484,6 +490,7 @@ mod tests {
             Identity::Mtime(-5),
             Identity::Size,
             Identity::Sha256("ab".into()),
+            Identity::Etag("d41d8cd98f00b204e9800998ecf8427e-2".into()),
             Identity::Link(LinkFault::Broken),
             Identity::Link(LinkFault::Outside),
             Identity::Missing,

@@ -1,26 +1,35 @@
 //! Where bytes live, and the only two ways to write them.
 //!
-//! [`Source`] is what a job reads from, [`Store`] what it writes to. Both are small on purpose: a
-//! second store (S3) implements the same two traits and passes the same conformance suite
-//! (`tests/conformance.rs`). This module does not know what a picture, a plan or a record is.
+//! [`Source`] is what a job reads from, [`Store`] what it writes to. Both are small on purpose, and
+//! there are two of each, for folders ([`LocalSource`], [`LocalStore`]) and for S3 ([`S3Source`],
+//! [`S3Store`]), held to one conformance suite (`tests/conformance.rs`). A [`Hold`] keeps others off
+//! an output. This module does not know what a picture, a plan or a record is.
 //!
 //! Durability in one sentence: when [`Store::put_new`] returns, the bytes survive a power cut under
 //! the given name or the name belongs to somebody else's bytes; it never alters what is published.
 
 mod error;
 mod hash;
+mod hold;
 mod key;
 mod local;
+mod place;
+mod reading;
+mod s3;
 mod sorter;
 mod text;
 
 pub use error::{Class, StoreError};
 pub use hash::{hex, sha256, sha256_of};
+pub use hold::Hold;
 pub use key::Key;
 pub use local::{
     Disk, DiskFile, IdentityKind, LocalSource, LocalStore, Lock, LockError, MOST_SHARDS,
     SourceOptions, SystemDisk, annotated_name, is_manifest, is_table,
 };
+pub use place::{Location, Place};
+pub use reading::Reading;
+pub use s3::{Checksums, Lease, S3, S3Options, S3Source, S3Store, Traffic};
 pub use text::one_line;
 
 pub(crate) use local::settled;
@@ -37,7 +46,18 @@ pub enum PutNew {
     Exists,
 }
 
-/// A place for a job's output: a folder today.
+/// Whose an object is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The store cannot say; whoever holds the output vouches for what is in it.
+    Unsaid,
+    /// The job with this id.
+    Job(String),
+    /// Nobody's: it carries no job's id, though this store's objects do.
+    Nobody,
+}
+
+/// A place for a job's output: a folder, or a prefix in a bucket.
 ///
 /// Names are relative paths with `/` between segments, for instance `_manifest/job.json`.
 pub trait Store: Send + Sync + Debug {
@@ -47,6 +67,24 @@ pub trait Store: Send + Sync + Debug {
     /// When the bytes could not be made durable; the name is then still free, or (after a crash of
     /// the machine) holds all the bytes.
     fn put_new(&self, name: &Path, bytes: &[u8]) -> Result<PutNew, StoreError>;
+
+    /// As [`Store::put_new`], and says whose it is, for [`Store::owner`].
+    ///
+    /// # Errors
+    /// As [`Store::put_new`].
+    fn put_new_of(&self, name: &Path, bytes: &[u8], job: &str) -> Result<PutNew, StoreError> {
+        let _ = job;
+        self.put_new(name, bytes)
+    }
+
+    /// Whose an object is that [`Store::put_new_of`] has published.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    fn owner(&self, name: &Path) -> Result<Owner, StoreError> {
+        let _ = name;
+        Ok(Owner::Unsaid)
+    }
 
     /// Publishes `bytes` under a name, in place of what was there. Readers see old or new, whole.
     ///
@@ -59,6 +97,11 @@ pub trait Store: Send + Sync + Debug {
     /// # Errors
     /// When the name exists but cannot be read.
     fn read(&self, name: &Path) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// The bytes under each of these names, in their order; several may be read at once.
+    fn read_each<'a>(&'a self, names: &'a [PathBuf]) -> Reads<'a> {
+        Box::new(names.iter().map(|name| self.read(name)))
+    }
 
     /// The names directly in a folder (`""` is the root), in byte order; empty where there is none.
     ///
@@ -86,9 +129,12 @@ pub trait Store: Send + Sync + Debug {
     /// When the temporary folder cannot be read.
     fn clear_temporaries(&self) -> Result<(), StoreError>;
 
-    /// The store in words, for messages: the folder's path.
+    /// The store in words, for messages: the folder's path, or `s3://bucket/prefix`.
     fn describe(&self) -> String;
 }
+
+/// What [`Store::read_each`] gives.
+pub type Reads<'a> = Box<dyn Iterator<Item = Result<Option<Vec<u8>>, StoreError>> + 'a>;
 
 /// What tells one version of an object from another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +145,8 @@ pub enum Identity {
     Size,
     /// `--identity sha256`: size and content hash, in lower-case hex.
     Sha256(String),
+    /// S3: size and entity tag, without its quotes.
+    Etag(String),
     /// A link that cannot be read as a picture of this tree; it is planned so that it gets a line.
     Link(LinkFault),
     /// Named in a list, but not there when the plan was made.
@@ -166,11 +214,13 @@ pub enum Skip {
     Known,
     /// `--sample` has not chosen it.
     NotSampled,
+    /// An object that stands for a folder: its key ends in a slash.
+    Marker,
 }
 
 impl Skip {
     /// Every reason, in the order in which summaries name them.
-    pub const ALL: [Skip; 12] = [
+    pub const ALL: [Skip; 13] = [
         Skip::Hidden,
         Skip::Foreign,
         Skip::NoSuffix,
@@ -183,6 +233,7 @@ impl Skip {
         Skip::Duplicate,
         Skip::Known,
         Skip::NotSampled,
+        Skip::Marker,
     ];
 
     /// The reason's name in plan files and in `--json` summaries.
@@ -201,6 +252,7 @@ impl Skip {
             Skip::Duplicate => "duplicate",
             Skip::Known => "known",
             Skip::NotSampled => "not_sampled",
+            Skip::Marker => "marker",
         }
     }
 
@@ -220,6 +272,7 @@ impl Skip {
             Skip::Duplicate => "named twice in the list",
             Skip::Known => "already in the outputs named by --since",
             Skip::NotSampled => "not chosen by --sample",
+            Skip::Marker => "objects that stand for folders (their keys end in /)",
         }
     }
 }
@@ -265,12 +318,15 @@ pub enum ReadError {
     /// It is there, but reading fails again and again.
     #[error("the object cannot be read")]
     Unreadable,
+    /// It is in an archive, out of which it must be restored before it can be read.
+    #[error("the object is archived")]
+    Archived,
     /// The store failed, not the object.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Where pictures come from: a folder, one file or a list today.
+/// Where pictures come from: a folder, a prefix in a bucket, one file or a list.
 pub trait Source: Send + Sync + Debug {
     /// Everything after the key `after`, in byte order; where a list names `after` more than once,
     /// that begins with its doubles.
@@ -289,6 +345,16 @@ pub trait Source: Send + Sync + Debug {
     /// [`ReadError`]; `Gone`, `Denied` and `Unreadable` are claims that [`Source::vouches`] checks.
     fn read(&self, object: &Object) -> Result<Vec<u8>, ReadError>;
 
+    /// Begins to read a planned object: the same, for a source that can read several at once.
+    fn begin(&self, object: &Object) -> Reading {
+        Reading::done(self.read(object))
+    }
+
+    /// How many readings may be under way at once; 1 where that brings nothing.
+    fn ahead(&self) -> usize {
+        1
+    }
+
     /// Whether the input is still the one seen at the start and `witness` can be read.
     ///
     /// Asked directly after an object was gone, denied or unreadable: only if this holds for some
@@ -296,7 +362,7 @@ pub trait Source: Send + Sync + Debug {
     /// whose pictures are all gone).
     fn vouches(&self, witness: Option<&Key>) -> bool;
 
-    /// What keys are relative to: the folder's path.
+    /// What keys are relative to: the folder's path, or a prefix that is empty or ends in `/`.
     fn root(&self) -> String;
 
     /// The input in words, for messages.

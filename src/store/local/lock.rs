@@ -54,6 +54,9 @@ pub enum LockError {
     /// Somebody else holds it; the text names who.
     #[error("{0}")]
     Held(String),
+    /// Somebody has taken it over; the text says who.
+    #[error("{0}")]
+    Lost(String),
     /// The file system does not lock.
     #[error(
         "the file system of `{path}` refuses locks: {source} (--no-lock runs without one; then see \

@@ -1,0 +1,397 @@
+//! The requests that haul makes, each made again for as long as that makes sense.
+//!
+//! The SDK's own retries are off. A reading that breaks off goes on where it broke off; a write says
+//! whether one of its answers was lost, because then "it is there already" may mean our own.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{RequestPayer, ServerSideEncryption};
+
+use super::client::S3;
+use super::fault::{Fault, Kind};
+use crate::store::Location;
+
+/// Objects up to this size are read in one piece.
+const ONE_PIECE: u64 = 16 << 20;
+/// Larger ones in pieces of this size, several at a time.
+const PIECE: u64 = 8 << 20;
+
+/// A server that has never answered is given up after so many tries.
+const TRIES_UNMET: u32 = 4;
+/// Any other after so many, or so long.
+const TRIES: u32 = 10;
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest pause doubles from here with each try, up to there.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// New credentials, or a clock put right, are believed to help so often.
+const MENDED: u32 = 3;
+
+/// The name of the metadata that says whose an object is.
+pub(super) const JOB: &str = "haul-job";
+
+/// What a write asks of the name it writes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum If {
+    /// Nothing.
+    Any,
+    /// That it is free.
+    Free,
+    /// That it has this entity tag, as it is to be sent.
+    Tag(String),
+}
+
+/// How a write that could be made came out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Put {
+    /// Done; with the entity tag, if the server gave one.
+    Done(Option<String>),
+    /// The condition does not hold. If `doubt`, an earlier try of this very write was not answered,
+    /// and may be why.
+    Not {
+        /// Whether an answer was lost.
+        doubt: bool,
+    },
+}
+
+/// An object that was read.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Got {
+    pub(super) bytes: Vec<u8>,
+    /// As the server wrote it, with its quotes.
+    pub(super) etag: Option<String>,
+    /// Whether the tag of an object of this kind may be the MD5 of its bytes.
+    pub(super) plain: bool,
+}
+
+/// What is known of an object without reading it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Head {
+    pub(super) size: u64,
+    pub(super) etag: Option<String>,
+    pub(super) job: Option<String>,
+}
+
+/// The tries at one request.
+pub(super) struct Tries<'a> {
+    s3: &'a S3,
+    start: Instant,
+    made: u32,
+    mended: u32,
+}
+
+impl S3 {
+    pub(super) fn tries(&self) -> Tries<'_> {
+        Tries { s3: self, start: Instant::now(), made: 0, mended: 0 }
+    }
+
+    pub(super) fn payer(&self) -> Option<RequestPayer> {
+        self.0.options.request_payer.then_some(RequestPayer::Requester)
+    }
+
+    /// A request was answered as it should be, or with a no that is an answer.
+    pub(super) fn answered(&self) {
+        self.0.met.store(true, Ordering::Relaxed);
+        self.0.gate.succeeded();
+    }
+
+    pub(super) fn asked(&self) {
+        self.0.counts.add(|traffic| traffic.requests += 1);
+    }
+
+    /// Writes an object in one request.
+    pub(super) async fn put(
+        &self,
+        at: &Location,
+        bytes: &[u8],
+        condition: &If,
+        job: Option<&str>,
+    ) -> Result<Put, Fault> {
+        let mut tries = self.tries();
+        let mut doubt = false;
+        let options = &self.0.options;
+        loop {
+            let client = self.client().await;
+            let mut request = client
+                .put_object()
+                .bucket(&at.bucket)
+                .key(&at.key)
+                .body(ByteStream::from(bytes.to_vec()))
+                .set_request_payer(self.payer())
+                .set_server_side_encryption(options.sse.as_deref().map(ServerSideEncryption::from))
+                .set_ssekms_key_id(options.sse_kms_key_id.clone());
+            if let Some(job) = job {
+                request = request.metadata(JOB, job);
+            }
+            request = match condition {
+                If::Any => request,
+                If::Free => request.if_none_match("*"),
+                If::Tag(tag) => request.if_match(tag),
+            };
+            let pass = self.0.gate.enter().await;
+            self.asked();
+            let sent = request.send().await;
+            drop(pass);
+            match sent {
+                Ok(done) => {
+                    self.answered();
+                    self.0.counts.add(|traffic| traffic.bytes_written += bytes.len() as u64);
+                    return Ok(Put::Done(done.e_tag.filter(|tag| !tag.is_empty())));
+                }
+                Err(error) => {
+                    let fault = Fault::of(&error);
+                    if fault.kind == Kind::Precondition
+                        || (fault.kind == Kind::Missing && matches!(condition, If::Tag(_)))
+                    {
+                        self.answered();
+                        return Ok(Put::Not { doubt });
+                    }
+                    doubt |= fault.kind.is_doubtful();
+                    tries.after(fault).await?;
+                }
+            }
+        }
+    }
+
+    /// Reads an object whole. `size` is what it is believed to have; `tag` is what it must have.
+    pub(super) async fn get(
+        &self,
+        at: &Location,
+        size: Option<u64>,
+        tag: Option<&str>,
+    ) -> Result<Got, Fault> {
+        match (size, tag) {
+            (Some(size), Some(tag)) if size > ONE_PIECE => self.get_pieces(at, size, tag).await,
+            _ => self.get_range(at, 0, None, size, tag).await,
+        }
+    }
+
+    async fn get_pieces(&self, at: &Location, size: u64, tag: &str) -> Result<Got, Fault> {
+        let pieces = (0..size.div_ceil(PIECE)).map(|piece| {
+            let (s3, at, tag) = (self.clone(), at.clone(), tag.to_owned());
+            let (first, last) = (piece * PIECE, ((piece + 1) * PIECE).min(size) - 1);
+            let len = Some(last - first + 1);
+            tokio::spawn(async move { s3.get_range(&at, first, Some(last), len, Some(&tag)).await })
+        });
+        let mut whole = Got::default();
+        whole.bytes.reserve_exact(usize::try_from(size).unwrap_or(0));
+        let pieces: Vec<_> = pieces.collect();
+        for piece in pieces {
+            let ended = piece.await.map_err(|e| Fault::new(Kind::Connection, e.to_string()))?;
+            let got = ended?;
+            whole.bytes.extend_from_slice(&got.bytes);
+            (whole.etag, whole.plain) = (got.etag, got.plain);
+        }
+        Ok(whole)
+    }
+
+    /// Reads the bytes from `first` to `last`, or to the end; `size` of them, where that is known.
+    async fn get_range(
+        &self,
+        at: &Location,
+        first: u64,
+        last: Option<u64>,
+        size: Option<u64>,
+        tag: Option<&str>,
+    ) -> Result<Got, Fault> {
+        let mut tries = self.tries();
+        let mut got = Got::default();
+        got.bytes.reserve_exact(usize::try_from(size.unwrap_or(0)).unwrap_or(0));
+        let mut tag = tag.map(str::to_owned);
+        loop {
+            let pass = self.0.gate.enter().await;
+            let ended = self.get_once(at, first, last, &mut tag, &mut got).await;
+            drop(pass);
+            let fault = match ended {
+                Ok(()) if size.is_none_or(|size| size == got.bytes.len() as u64) => {
+                    self.answered();
+                    return Ok(got);
+                }
+                Ok(()) => {
+                    let said = format!("{} bytes came, {size:?} were due", got.bytes.len());
+                    got.bytes.clear();
+                    Fault::new(Kind::Broken, said)
+                }
+                Err(fault) => fault,
+            };
+            // Without a tag, what comes later may be of another version.
+            if tag.is_none() || fault.kind == Kind::Broken {
+                got.bytes.clear();
+            }
+            tries.after(fault).await?;
+        }
+    }
+
+    async fn get_once(
+        &self,
+        at: &Location,
+        first: u64,
+        last: Option<u64>,
+        tag: &mut Option<String>,
+        got: &mut Got,
+    ) -> Result<(), Fault> {
+        let from = first + got.bytes.len() as u64;
+        let range = match last {
+            Some(last) => Some(format!("bytes={from}-{last}")),
+            None if from > 0 => Some(format!("bytes={from}-")),
+            None => None,
+        };
+        self.asked();
+        let request = self
+            .client()
+            .await
+            .get_object()
+            .bucket(&at.bucket)
+            .key(&at.key)
+            .set_range(range)
+            .set_if_match(tag.clone())
+            .set_request_payer(self.payer());
+        let mut object = request.send().await.map_err(|error| Fault::of(&error))?;
+        self.0.met.store(true, Ordering::Relaxed);
+        got.etag = object.e_tag.take().filter(|tag| !tag.is_empty());
+        got.plain = object.sse_customer_algorithm.is_none()
+            && !object
+                .server_side_encryption
+                .as_ref()
+                .is_some_and(|kind| kind.as_str().starts_with("aws:"));
+        *tag = tag.take().or_else(|| got.etag.clone());
+        let before = got.bytes.len();
+        let ended = loop {
+            match object.body.next().await {
+                None => break Ok(()),
+                Some(Ok(bytes)) => got.bytes.extend_from_slice(&bytes),
+                Some(Err(error)) => break Err(Fault::of_transport(&error)),
+            }
+        };
+        let read = (got.bytes.len() - before) as u64;
+        self.0.counts.add(|traffic| traffic.bytes_read += read);
+        ended
+    }
+
+    /// Looks at an object.
+    pub(super) async fn head(&self, at: &Location) -> Result<Head, Fault> {
+        let mut tries = self.tries();
+        loop {
+            let client = self.client().await;
+            let request = client
+                .head_object()
+                .bucket(&at.bucket)
+                .key(&at.key)
+                .set_request_payer(self.payer());
+            let pass = self.0.gate.enter().await;
+            self.asked();
+            let sent = request.send().await;
+            drop(pass);
+            match sent {
+                Ok(mut head) => {
+                    self.answered();
+                    return Ok(Head {
+                        size: u64::try_from(head.content_length.unwrap_or(0)).unwrap_or(0),
+                        etag: head.e_tag.take().filter(|tag| !tag.is_empty()),
+                        job: head.metadata.and_then(|mut metadata| metadata.remove(JOB)),
+                    });
+                }
+                Err(error) => tries.after(Fault::of(&error)).await?,
+            }
+        }
+    }
+
+    /// Deletes an object; that it is not there is no fault.
+    pub(super) async fn delete(&self, at: &Location) -> Result<(), Fault> {
+        let mut tries = self.tries();
+        loop {
+            let client = self.client().await;
+            let request = client
+                .delete_object()
+                .bucket(&at.bucket)
+                .key(&at.key)
+                .set_request_payer(self.payer());
+            let pass = self.0.gate.enter().await;
+            self.asked();
+            let sent = request.send().await;
+            drop(pass);
+            match sent.map_err(|error| Fault::of(&error)) {
+                Ok(_) => {
+                    self.answered();
+                    return Ok(());
+                }
+                Err(fault) if fault.kind == Kind::Missing => {
+                    self.answered();
+                    return Ok(());
+                }
+                Err(fault) => tries.after(fault).await?,
+            }
+        }
+    }
+}
+
+impl Tries<'_> {
+    /// A try has failed: waits until the next one is due, or gives the fault back, if there is none.
+    pub(super) async fn after(&mut self, mut fault: Fault) -> Result<(), Fault> {
+        let inner = &self.s3.0;
+        self.made += 1;
+        (fault.tries, fault.time) = (self.made, self.start.elapsed());
+        if !matches!(fault.kind, Kind::Unreachable | Kind::Credentials) {
+            inner.met.store(true, Ordering::Relaxed);
+        }
+        if fault.kind == Kind::Throttled {
+            let now = inner.gate.throttled() as u64;
+            inner.counts.add(|traffic| {
+                let least = traffic.throttled_to;
+                traffic.throttled_to = if least == 0 { now } else { least.min(now) };
+            });
+        }
+        if !fault.kind.passes() {
+            return Err(fault);
+        }
+        match (fault.kind, fault.ahead) {
+            (Kind::Expired, _) if self.mended < MENDED => self.s3.forget_credentials(),
+            (Kind::Skewed, Some(ahead)) if self.mended < MENDED => self.s3.believe_clock(ahead),
+            (Kind::Expired | Kind::Skewed, _) => return Err(fault),
+            _ => {}
+        }
+        self.mended += u32::from(matches!(fault.kind, Kind::Expired | Kind::Skewed));
+        let most = if inner.met.load(Ordering::Relaxed) { TRIES } else { TRIES_UNMET };
+        if self.made >= most || fault.time >= PATIENCE {
+            return Err(fault);
+        }
+        let kind = fault.kind.name();
+        inner.counts.add(|traffic| *traffic.retried.entry(kind.to_owned()).or_default() += 1);
+        tokio::time::sleep(pause(self.made)).await;
+        while let Err(wait) = inner.gate.repeat() {
+            if self.start.elapsed() >= PATIENCE {
+                return Err(fault);
+            }
+            tokio::time::sleep(wait).await;
+        }
+        Ok(())
+    }
+}
+
+/// A random time of up to a limit that doubles with each try ("full jitter"), so that many who
+/// failed together do not come back together.
+fn pause(tries: u32) -> Duration {
+    use std::hash::{BuildHasher as _, RandomState};
+    let most = FIRST_PAUSE.saturating_mul(1 << tries.min(16)).min(LONGEST_PAUSE);
+    // The standard library's only source of random numbers: the keys of its hash tables.
+    let random = RandomState::new().hash_one(tries) as f64 / u64::MAX as f64;
+    most.mul_f64(random)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_random_and_bounded() {
+        for tries in 1..30 {
+            let pauses: Vec<_> = (0..50).map(|_| pause(tries)).collect();
+            let most = FIRST_PAUSE.saturating_mul(1 << tries.min(16)).min(LONGEST_PAUSE);
+            assert!(pauses.iter().all(|pause| *pause <= most));
+            assert!(pauses.iter().any(|pause| *pause < most / 2));
+            assert!(pauses.iter().any(|pause| *pause > most / 2));
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The connection to S3: its one thread, its configuration, and what all its requests share.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use aws_config::default_provider::region::DefaultRegionChain;
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_smithy_async::time::{SharedTimeSource, TimeSource};
+use aws_smithy_http_client::tls;
+use tokio::runtime::Handle;
+
+use super::gate::Gate;
+use super::options::{Checksums, S3Options};
+use super::traffic::{Counts, Traffic};
+
+/// A connection to S3, or to what speaks like it. Copies share it.
+#[derive(Clone, Debug)]
+pub struct S3(pub(super) Arc<Inner>);
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) options: S3Options,
+    client: RwLock<Option<Client>>,
+    /// Seconds that servers are ahead of our clock.
+    skew: Arc<AtomicI64>,
+    pub(super) gate: Gate,
+    pub(super) counts: Counts,
+    /// Whether it has ever answered: before that, little patience is due.
+    pub(super) met: AtomicBool,
+    /// Whether entity tags were found not to be digests of the content.
+    pub(super) opaque_tags: AtomicBool,
+}
+
+impl S3 {
+    /// The connection for these options; nothing is sent yet. The same options give the same one.
+    #[must_use]
+    pub fn with(options: &S3Options) -> S3 {
+        static KNOWN: OnceLock<Mutex<HashMap<S3Options, S3>>> = OnceLock::new();
+        let mut known =
+            KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(options.clone()).or_insert_with(|| S3::new(options.clone())).clone()
+    }
+
+    fn new(options: S3Options) -> S3 {
+        S3(Arc::new(Inner {
+            options,
+            client: RwLock::new(None),
+            skew: Arc::default(),
+            gate: Gate::new(),
+            counts: Counts::default(),
+            met: AtomicBool::new(false),
+            opaque_tags: AtomicBool::new(false),
+        }))
+    }
+
+    /// What was asked so far.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.0.counts.get()
+    }
+
+    /// Runs a future on the thread of the connection, and waits for it outside.
+    pub(super) fn wait<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        let ended = self.start(future);
+        ended.recv().expect("the thread of S3 has ended. This is a bug.")
+    }
+
+    /// Runs a future on the thread of the connection; its value can be waited for.
+    pub(super) fn start<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> crossbeam_channel::Receiver<T> {
+        // Room for the one value, so that nothing on that thread waits for whoever reads it.
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        runtime().spawn(async move {
+            let _ = sender.send(future.await);
+        });
+        receiver
+    }
+
+    /// The client; made when it is first asked for.
+    pub(super) async fn client(&self) -> Client {
+        let there = self.0.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        match there {
+            Some(client) => client,
+            None => {
+                let client = Client::from_conf(configure(&self.0.options, &self.0.skew).await);
+                let mut slot = self.0.client.write().unwrap_or_else(PoisonError::into_inner);
+                slot.get_or_insert(client).clone()
+            }
+        }
+    }
+
+    /// Looks for credentials anew with the next request: those it has are refused as expired.
+    pub(super) fn forget_credentials(&self) {
+        *self.0.client.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Takes the server's clock for ours from now on.
+    pub(super) fn believe_clock(&self, ahead: i64) {
+        self.0.skew.store(ahead, Ordering::Relaxed);
+    }
+}
+
+/// The one thread on which requests run, for the life of the process.
+fn runtime() -> &'static Handle {
+    static RUNTIME: OnceLock<Handle> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            // Names are looked up there.
+            .max_blocking_threads(4)
+            .build()
+            .expect("the system gives no thread or timer for S3");
+        let handle = runtime.handle().clone();
+        std::thread::Builder::new()
+            .name("s3".to_owned())
+            .spawn(move || runtime.block_on(std::future::pending::<()>()))
+            .expect("the system gives no thread for S3");
+        handle
+    })
+}
+
+/// Our clock, put right.
+#[derive(Debug)]
+struct Clock(Arc<AtomicI64>);
+
+impl TimeSource for Clock {
+    fn now(&self) -> SystemTime {
+        let ahead = self.0.load(Ordering::Relaxed);
+        let by = Duration::from_secs(ahead.unsigned_abs());
+        let now = SystemTime::now();
+        if ahead < 0 { now.checked_sub(by) } else { now.checked_add(by) }.unwrap_or(now)
+    }
+}
+
+fn said(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+async fn configure(options: &S3Options, skew: &Arc<AtomicI64>) -> aws_sdk_s3::Config {
+    let endpoint = options
+        .endpoint_url
+        .clone()
+        .or_else(|| said("AWS_ENDPOINT_URL_S3"))
+        .or_else(|| said("AWS_ENDPOINT_URL"));
+    let elsewhere = endpoint.as_ref().is_some_and(|url| !url.contains(".amazonaws.com"));
+    let region = match &options.region {
+        Some(region) => Some(Region::new(region.clone())),
+        // No instance of AWS knows another server's region, and asking for one takes seconds.
+        None if elsewhere => {
+            RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+                .or_else(ProfileFileRegionProvider::new())
+                .or_else(Region::from_static("us-east-1"))
+                .region()
+                .await
+        }
+        None => DefaultRegionChain::builder().build().region().await,
+    };
+    let http = aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+        .build_https();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http)
+        .region(region.or(Some(Region::from_static("us-east-1"))))
+        .time_source(SharedTimeSource::new(Clock(skew.clone())))
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(
+            TimeoutConfig::builder()
+                .connect_timeout(Duration::from_secs(5))
+                .read_timeout(Duration::from_secs(30))
+                .build(),
+        );
+    if let Ok(name) = AppName::new(concat!("haul-", env!("CARGO_PKG_VERSION"))) {
+        loader = loader.app_name(name);
+    }
+    if let Some(url) = endpoint {
+        loader = loader.endpoint_url(url);
+    }
+    if options.unsigned {
+        loader = loader.no_credentials();
+    }
+    let config: SdkConfig = loader.load().await;
+    let mut builder = aws_sdk_s3::config::Builder::from(&config)
+        .force_path_style(options.path_style.unwrap_or(elsewhere));
+    if let Some(checksums) = options.checksums {
+        let (request, response) = match checksums {
+            Checksums::WhenSupported => (
+                RequestChecksumCalculation::WhenSupported,
+                ResponseChecksumValidation::WhenSupported,
+            ),
+            Checksums::WhenRequired => {
+                (RequestChecksumCalculation::WhenRequired, ResponseChecksumValidation::WhenRequired)
+            }
+        };
+        builder =
+            builder.request_checksum_calculation(request).response_checksum_validation(response);
+    }
+    builder.build()
+}

@@ -1,0 +1,163 @@
+//! An output under a prefix: [`S3Store`].
+
+use std::path::{Path, PathBuf};
+
+use super::calls::{If, Put};
+use super::client::S3;
+use super::fault::{Fault, Kind};
+use super::listing::Want;
+use crate::store::{Location, Owner, PutNew, Reads, Store, StoreError};
+
+/// Objects that are read or deleted at once.
+const AT_ONCE: usize = 32;
+
+/// A prefix of a bucket that is written to.
+#[derive(Clone, Debug)]
+pub struct S3Store {
+    s3: S3,
+    prefix: Location,
+}
+
+impl S3Store {
+    /// The store under a prefix; a `/` is put after it if it has none.
+    #[must_use]
+    pub fn new(s3: &S3, prefix: &Location) -> S3Store {
+        S3Store { s3: s3.clone(), prefix: prefix.folder() }
+    }
+
+    fn at(&self, name: &Path) -> Location {
+        self.prefix.join(&name.to_string_lossy())
+    }
+
+    fn put(&self, name: &Path, bytes: &[u8], job: Option<&str>) -> Result<PutNew, StoreError> {
+        let at = self.at(name);
+        let (s3, to, copy) = (self.s3.clone(), at.clone(), bytes.to_vec());
+        let job = job.map(str::to_owned);
+        let put = self.s3.wait(async move { s3.put(&to, &copy, &If::Free, job.as_deref()).await });
+        match put.map_err(|fault| fault.error("write", &at).writing(bytes.len()))? {
+            Put::Done(_) => Ok(PutNew::Created),
+            // Our own write may have been done, and its answer lost. If the bytes are another's,
+            // they are as good.
+            Put::Not { doubt: true } if self.read(name)?.as_deref() == Some(bytes) => {
+                self.s3.0.counts.add(|traffic| traffic.answers_lost += 1);
+                Ok(PutNew::Created)
+            }
+            Put::Not { .. } => Ok(PutNew::Exists),
+        }
+    }
+}
+
+impl Store for S3Store {
+    fn put_new(&self, name: &Path, bytes: &[u8]) -> Result<PutNew, StoreError> {
+        self.put(name, bytes, None)
+    }
+
+    fn put_new_of(&self, name: &Path, bytes: &[u8], job: &str) -> Result<PutNew, StoreError> {
+        self.put(name, bytes, Some(job))
+    }
+
+    fn owner(&self, name: &Path) -> Result<Owner, StoreError> {
+        let at = self.at(name);
+        let (s3, of) = (self.s3.clone(), at.clone());
+        let head = self.s3.wait(async move { s3.head(&of).await });
+        let head = head.map_err(|fault| fault.error("look at", &at))?;
+        Ok(head.job.map_or(Owner::Nobody, Owner::Job))
+    }
+
+    fn replace(&self, name: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        let at = self.at(name);
+        let (s3, to, copy) = (self.s3.clone(), at.clone(), bytes.to_vec());
+        let put = self.s3.wait(async move { s3.put(&to, &copy, &If::Any, None).await });
+        put.map(drop).map_err(|fault| fault.error("write", &at).writing(bytes.len()))
+    }
+
+    fn read(&self, name: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+        let at = self.at(name);
+        let (s3, of) = (self.s3.clone(), at.clone());
+        read_of(
+            self.s3.wait(async move { s3.get(&of, None, None).await.map(|got| got.bytes) }),
+            &at,
+        )
+    }
+
+    fn read_each<'a>(&'a self, names: &'a [PathBuf]) -> Reads<'a> {
+        let mut under_way = std::collections::VecDeque::new();
+        let mut rest = names.iter();
+        Box::new(std::iter::from_fn(move || {
+            while under_way.len() < AT_ONCE
+                && let Some(name) = rest.next()
+            {
+                let at = self.at(name);
+                let (s3, of) = (self.s3.clone(), at.clone());
+                let read = async move { s3.get(&of, None, None).await.map(|got| got.bytes) };
+                under_way.push_back((at, self.s3.start(read)));
+            }
+            let (at, reading) = under_way.pop_front()?;
+            let ended = reading.recv().expect("the thread of S3 has ended. This is a bug.");
+            Some(read_of(ended, &at))
+        }))
+    }
+
+    fn list(&self, folder: &Path) -> Result<Vec<String>, StoreError> {
+        let at = match folder.as_os_str().is_empty() {
+            true => self.prefix.clone(),
+            false => self.at(folder).folder(),
+        };
+        let mut names = Vec::new();
+        for page in self.s3.list(&at, Want { folders: true, ..Want::default() }) {
+            let page = page.map_err(|fault| fault.error("list", &at))?;
+            let keys = page.entries.into_iter().map(|entry| entry.key);
+            for key in keys.chain(page.prefixes) {
+                let name = key.get(at.key.len()..).unwrap_or_default();
+                let name = name.strip_suffix(b"/").unwrap_or(name);
+                // The object that stands for the folder itself.
+                if !name.is_empty() {
+                    names.push(String::from_utf8_lossy(name).into_owned());
+                }
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    fn delete(&self, names: &[PathBuf]) -> Result<(), StoreError> {
+        for some in names.chunks(AT_ONCE) {
+            let deletions: Vec<_> = some
+                .iter()
+                .map(|name| {
+                    let at = self.at(name);
+                    let (s3, of) = (self.s3.clone(), at.clone());
+                    (at, self.s3.start(async move { s3.delete(&of).await }))
+                })
+                .collect();
+            for (at, deletion) in deletions {
+                let ended = deletion.recv().expect("the thread of S3 has ended. This is a bug.");
+                ended.map_err(|fault| fault.error("delete", &at))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&self, _: &Path) -> Result<(), StoreError> {
+        // What a bucket shows, it keeps.
+        Ok(())
+    }
+
+    fn clear_temporaries(&self) -> Result<(), StoreError> {
+        // A write is one request: there are none.
+        Ok(())
+    }
+
+    fn describe(&self) -> String {
+        self.prefix.to_string()
+    }
+}
+
+fn read_of(ended: Result<Vec<u8>, Fault>, at: &Location) -> Result<Option<Vec<u8>>, StoreError> {
+    match ended {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(fault) if fault.kind == Kind::Missing => Ok(None),
+        Err(fault) => Err(fault.error("read", at)),
+    }
+}
