@@ -17,7 +17,7 @@ usage() {
     echo "usage: ${BASH_SOURCE[0]} up DIR [NODES] | down DIR" >&2
     exit 2
 }
-[ $# -ge 2 ] && [ $# -le 3 ] || usage
+case $# in 2 | 3) ;; *) usage ;; esac
 verb=$1 nodes=${3:-2}
 
 # The process of a daemon, if it still is that: a number in a file may long be another's.
@@ -74,8 +74,9 @@ SlurmctldPort=$control
 SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
-# A job is started again only when the credentials of its last start are void.
-AuthInfo=socket=$dir/munge/sock,cred_expire=2
+# A job is started again only when the credentials of its last start are void: after so many seconds,
+# 5 at least (less is taken for the default, 120).
+AuthInfo=socket=$dir/munge/sock,cred_expire=5
 CredType=cred/munge
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool_%n
