@@ -178,6 +178,10 @@ up)
     done
     mkdir -p "$2"
     dir=$(cd "$2" && pwd)
+    if [ -n "$(ls -A "$dir")" ] && ! [ -f "$dir/ceph.conf" ]; then
+        echo "$dir is neither empty nor of an earlier start; it would be emptied" >&2
+        exit 2
+    fi
     down "$dir" # one of an earlier time, whose numbers would be lost
     # Somebody may take a port between its choice and its use, so a failure is tried once more.
     for attempt in 1 2; do
