@@ -150,6 +150,14 @@ impl Grip {
     }
 }
 
+#[cfg(test)]
+impl Grip {
+    /// Ends its renewals, as when its process is stopped.
+    pub(super) fn pause(&self) {
+        self.0.stop.notify_one();
+    }
+}
+
 impl Drop for Grip {
     fn drop(&mut self) {
         self.0.ended.store(true, Ordering::Relaxed);

@@ -13,6 +13,8 @@
 //! 40 s without an answer that it cannot.
 
 mod claim;
+#[cfg(test)]
+mod fake;
 mod grip;
 #[cfg(test)]
 mod tests;
