@@ -128,7 +128,7 @@ impl JobError {
             JobError::Damaged(_) | JobError::Internal(_) => Exit::Failed,
             JobError::Empty(_) => Exit::Empty,
             JobError::Lock(LockError::Held(_) | LockError::Lost(_)) => Exit::Locked,
-            JobError::Lock(LockError::Refused { .. }) => Exit::Refused,
+            JobError::Lock(LockError::Refused { .. } | LockError::Unguarded(_)) => Exit::Refused,
             JobError::Store(error) | JobError::Lock(LockError::Store(error)) => {
                 match error.class() {
                     Class::Denied | Class::Malformed => Exit::Refused,

@@ -64,6 +64,8 @@ pub(super) struct Got {
     pub(super) etag: Option<String>,
     /// Whether the tag of an object of this kind may be the MD5 of its bytes.
     pub(super) plain: bool,
+    /// When it was written, in seconds since 1970.
+    pub(super) modified: Option<i64>,
 }
 
 /// What is known of an object without reading it.
@@ -251,6 +253,7 @@ impl S3 {
         let mut object = request.send().await.map_err(|error| Fault::of(&error))?;
         self.0.met.store(true, Ordering::Relaxed);
         got.etag = object.e_tag.take().filter(|tag| !tag.is_empty());
+        got.modified = object.last_modified.map(|time| time.secs());
         got.plain = object.sse_customer_algorithm.is_none()
             && !object
                 .server_side_encryption
