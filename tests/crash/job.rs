@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use haul::job::{
     Exit, JobError, Loaded, Mode, Opened, Settings, Spec, Survey, Terminal, Verbosity, load_model,
-    open_on, run, verify_survey,
+    open_on, run, verify,
 };
 use haul::store::{LocalStore, Store};
 use tempfile::TempDir;
@@ -154,7 +154,7 @@ impl Job {
         }
         let survey = Survey::on(store).map_err(|error| format!("status: {error}"))?;
         survey.status().map_err(|error| format!("status: {error}"))?;
-        let verdict = verify_survey(&survey).map_err(|error| format!("verify: {error}"))?;
+        let verdict = verify(&survey).map_err(|error| format!("verify: {error}"))?;
         match verdict.mismatches.is_empty() {
             true => Ok(()),
             false => Err(format!("verify: {}", verdict.mismatches.join("; "))),

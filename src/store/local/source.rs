@@ -42,6 +42,8 @@ pub enum IdentityKind {
     Size,
     /// Content.
     Sha256,
+    /// On S3: size and entity tag.
+    Etag,
 }
 
 #[derive(Debug)]
@@ -183,7 +185,7 @@ impl LocalSource {
 
     fn object(&self, key: Key, meta: &Metadata) -> Result<Object, StoreError> {
         let identity = match self.options.identity {
-            IdentityKind::Mtime => Identity::Mtime(mtime_ns(meta)),
+            IdentityKind::Mtime | IdentityKind::Etag => Identity::Mtime(mtime_ns(meta)),
             IdentityKind::Size => Identity::Size,
             IdentityKind::Sha256 => {
                 let path = self.path(&key);
