@@ -188,7 +188,7 @@ impl S3 {
     }
 
     /// Reads the bytes from `first` to `last`, or to the end; `size` of them, where that is known.
-    async fn get_range(
+    pub(super) async fn get_range(
         &self,
         at: &Location,
         first: u64,
