@@ -1,5 +1,6 @@
 //! Exit codes, and which error means which.
 
+use crate::model::ModelError;
 use crate::store::{Class, LockError, StoreError, one_line};
 
 /// What the process says with its exit code. Schedulers act on these; they never change meaning.
@@ -102,6 +103,18 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+impl From<ModelError> for JobError {
+    /// A model that cannot be used is a mistake in the request; a store may just not answer now.
+    fn from(error: ModelError) -> JobError {
+        match error {
+            ModelError::Store(error) if error.source.kind() != std::io::ErrorKind::NotFound => {
+                JobError::Store(error)
+            }
+            error => JobError::usage(&error),
+        }
+    }
 }
 
 impl JobError {

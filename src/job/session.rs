@@ -26,7 +26,7 @@ use super::strikes::STRIKES;
 use super::terminal::Terminal;
 use crate::engine::{self, Engine};
 use crate::failpoint;
-use crate::model;
+use crate::model::ModelFile;
 use crate::pool;
 use crate::store::{
     Hold, LARGEST_META, Listed, LocalSource, LocalStore, Location, LockError, Place, S3, S3Options,
@@ -118,10 +118,11 @@ pub enum Opened {
 /// machine has no such arithmetic.
 pub fn load_model(spec: &Spec, class: Option<&str>) -> Result<Loaded, JobError> {
     let mut notes = Vec::new();
+    let file = ModelFile::find(&spec.model, &S3Options::default())?;
     let Ready { engine, sha256, labels, imgsz } =
-        match pack::load(&spec.model, spec.precision, class, &mut notes)? {
+        match pack::load(&file, spec.precision, class, &mut notes)? {
             Some(ready) => ready,
-            None => read_model(spec, class)?,
+            None => read_model(&file, spec, class)?,
         };
     let own = u32::try_from(imgsz).unwrap_or(640).clamp(32, 8192);
     let imgsz = spec.imgsz.unwrap_or(own).next_multiple_of(32);
@@ -136,8 +137,8 @@ pub fn load_model(spec: &Spec, class: Option<&str>) -> Result<Loaded, JobError> 
 }
 
 /// The model from its checkpoint.
-fn read_model(spec: &Spec, class: Option<&str>) -> Result<Ready, JobError> {
-    let model = model::read(&spec.model).map_err(|error| JobError::usage(&error))?;
+fn read_model(file: &ModelFile, spec: &Spec, class: Option<&str>) -> Result<Ready, JobError> {
+    let model = file.read()?;
     let (sha256, imgsz) = (model.sha256, model.info.imgsz);
     let labels = model.network.labels.clone();
     // The engine keeps its own form of the weights; this was the last use of the file's.
