@@ -95,7 +95,7 @@ pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
         picture_fault(object, spec.max_file, spec.limits.max_memory).is_none()
             && !out.contains(&object.key)
     });
-    let shares = shares(spec, &loaded)?;
+    let shares = shares(spec, &loaded, source.ahead())?;
     let pool = Pool::start(&loaded.engine, shares.workers, 2).map_err(JobError::Internal)?;
     let params = Arc::new(pool_params(spec, &loaded.facts));
     let budget = Budget::new(shares.free, shares.reserve);

@@ -167,16 +167,17 @@ fn resolve_classes(wanted: &[String], labels: &[String]) -> Result<Vec<u32>, Job
 }
 
 /// Pictures that may be in open mini-batches before another one is opened: enough to keep every
-/// worker busy, whatever the size of a mini-batch.
-pub(super) fn open_pictures(spec: &Spec, workers: usize) -> usize {
-    spec.caps.pictures.max(8 * workers)
+/// worker busy, whatever the size of a mini-batch, and so many more that `ahead` of them can be on
+/// their way at the end of one.
+pub(super) fn open_pictures(spec: &Spec, workers: usize, ahead: usize) -> usize {
+    spec.caps.pictures.max(8 * workers) + ahead.saturating_sub(1)
 }
 
 /// Divides the memory budget among the workers of a job.
 ///
 /// # Errors
 /// [`JobError::Usage`] when not even one worker fits.
-pub(super) fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
+pub(super) fn shares(spec: &Spec, loaded: &Loaded, ahead: usize) -> Result<Shares, JobError> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = spec.workers.unwrap_or(cores);
     let facts = &loaded.facts;
@@ -186,7 +187,7 @@ pub(super) fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
     let needs = Needs {
         weights: loaded.engine.weight_bytes(),
         arena: loaded.engine.scratch_bytes(side, side) + pool::kept_bytes(side),
-        parts: (open_pictures(spec, workers) + spec.caps.pictures) as u64
+        parts: (open_pictures(spec, workers, ahead) + spec.caps.pictures) as u64
             * (longest_line(spec.max_det, longest_label) + meta),
         picture: spec.limits.max_memory,
     };
@@ -453,7 +454,8 @@ pub fn open_on(
     };
     let mut loaded = load(&spec, before.as_ref().and_then(numeric_class))?;
     loaded.notes.iter().for_each(|note| terminal.detail(note));
-    shares(&spec, &loaded)?;
+    // Before anything is written; what the source reads ahead of time comes to little more.
+    shares(&spec, &loaded, 1)?;
     let mut retry = spec.retry.clone();
     let complete = mode == Mode::Resume && manifest.plan()?.is_some();
     let planned = before.as_ref().filter(|_| complete);
@@ -572,7 +574,7 @@ pub fn open_on(
         manifest.put_shards(&array)?;
     }
     let Some(job) = job else { unreachable!("it was read or made above") };
-    let shares = shares(&spec, &loaded)?;
+    let shares = shares(&spec, &loaded, source.ahead())?;
     Ok(Opened::Job(Box::new(Session {
         spec,
         loaded,

@@ -13,7 +13,7 @@ impl Reading {
     }
 
     /// One whose end `wait` waits for.
-    pub(super) fn under_way(
+    pub fn under_way(
         wait: impl FnOnce() -> Result<Vec<u8>, ReadError> + Send + 'static,
     ) -> Reading {
         Reading(Box::new(wait))

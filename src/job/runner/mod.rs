@@ -166,7 +166,7 @@ impl<'a> Dispatcher<'a> {
     ) -> Result<Dispatcher<'a>, JobError> {
         let (spec, facts, shares) = (&session.spec, &session.loaded.facts, &session.shares);
         let engine = &session.loaded.engine;
-        let open_pictures = open_pictures(spec, shares.workers);
+        let open_pictures = open_pictures(spec, shares.workers, session.source.ahead());
         if let Some(note) = &shares.note {
             terminal.warn(note);
         }
@@ -196,6 +196,7 @@ impl<'a> Dispatcher<'a> {
             labels: facts.labels.clone().into(),
             boxes: spec.boxes,
             max_file: spec.max_file,
+            most_ahead: shares.most_ahead(),
             strikes: strikes.clone(),
             work: pool.queue(),
             events: event_sender.clone(),
