@@ -90,7 +90,11 @@ pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
     add(cutter.finish(previous.as_deref()));
     // What a run would not read is not tried either. A picture that haul dies of here gets no
     // strike, for nothing is written; one that runs have died of is left out.
-    let out = if job.is_some() { quarantined(spec.output.local().unwrap_or(std::path::Path::new("/tmp")))? } else { BTreeSet::new() };
+    let out = if job.is_some() {
+        quarantined(spec.output.local().unwrap_or(std::path::Path::new("/tmp")))?
+    } else {
+        BTreeSet::new()
+    };
     sample.kept.retain(|object| {
         picture_fault(object, spec.max_file, spec.limits.max_memory).is_none()
             && !out.contains(&object.key)

@@ -30,8 +30,8 @@ use crate::model::ModelFile;
 use crate::pool;
 use crate::store::{
     Hold, LARGEST_META, Listed, LocalSource, LocalStore, Location, LockError, Place, S3, S3Options,
-    S3Source, S3Store, Skip, Source, SourceOptions, Store, StoreError, is_manifest, is_table,
-    one_line, settled,
+    S3Source, S3SourceOptions, S3Store, Skip, Source, SourceOptions, Store, StoreError,
+    is_manifest, is_table, one_line, open_input, settled,
 };
 
 /// The lock's name in an output.
@@ -118,7 +118,7 @@ pub enum Opened {
 /// machine has no such arithmetic.
 pub fn load_model(spec: &Spec, class: Option<&str>) -> Result<Loaded, JobError> {
     let mut notes = Vec::new();
-    let file = ModelFile::find(&spec.model, &S3Options::default())?;
+    let file = ModelFile::find(&spec.model, &spec.s3)?;
     let Ready { engine, sha256, labels, imgsz } =
         match pack::load(&file, spec.precision, class, &mut notes)? {
             Some(ready) => ready,
@@ -216,6 +216,15 @@ fn source_options(spec: &Spec) -> SourceOptions {
     }
 }
 
+fn bucket_options(spec: &Spec) -> S3SourceOptions {
+    let places = [Some(&spec.output), spec.annotate.as_ref()];
+    S3SourceOptions {
+        identity: spec.identity,
+        avoid: places.into_iter().flatten().filter_map(Place::s3).cloned().collect(),
+        key_column: spec.key_column.clone(),
+    }
+}
+
 /// Opens the input of a job. The keys of a list on standard input are relative to `folder`, or to
 /// the working directory.
 ///
@@ -254,7 +263,7 @@ pub fn open_source(spec: &Spec, folder: Option<PathBuf>) -> Result<Arc<dyn Sourc
                     dir.display()
                 )));
             }
-            LocalSource::open(path, options)?
+            return open_place(spec, Place::Local(path.clone()));
         }
         Input::S3(location) => return open_bucket(spec, location),
     };
@@ -277,7 +286,12 @@ fn open_bucket(spec: &Spec, location: &Location) -> Result<Arc<dyn Source>, JobE
             "--annotate `{dir}` lies in --input (give annotated pictures a prefix elsewhere)"
         )));
     }
-    Ok(Arc::new(S3Source::new(&S3::with(&spec.s3), location)))
+    open_place(spec, Place::S3(location.clone()))
+}
+
+fn open_place(spec: &Spec, place: Place) -> Result<Arc<dyn Source>, JobError> {
+    let s3 = S3::with(&spec.s3);
+    Ok(open_input(&place, &s3, source_options(spec), bucket_options(spec))?)
 }
 
 /// The input of a job whose pictures are all in its plan, so that no list and no tree is read again:
@@ -299,8 +313,8 @@ fn planned_source(spec: &Spec, job: &Job, finished: bool) -> Result<Arc<dyn Sour
             _ => {}
         }
     }
-    let none = tempfile::tempfile()
-        .map_err(|error| StoreError::new("make", "a temporary file", error))?;
+    let none =
+        tempfile::tempfile().map_err(|error| StoreError::new("make", "a temporary file", error))?;
     source_of_keys(spec, none, &folder)
 }
 
@@ -314,8 +328,9 @@ pub(super) fn source_of_keys(
     let path = match folder {
         Place::Local(path) => path,
         Place::S3(root) => {
-            let _ = keys;
-            return Ok(Arc::new(S3Source::new(&S3::with(&spec.s3), root)));
+            // A bucket has no links, which a tree and a list treat otherwise.
+            let (s3, tree, options) = (S3::with(&spec.s3), false, bucket_options(spec));
+            return Ok(Arc::new(S3Source::from_keys(&s3, keys, tree, root, options)));
         }
     };
     if let Err(error) = std::fs::metadata(path) {

@@ -341,15 +341,7 @@ mod tests {
         failures: &'a [Line],
     ) -> Ended<'a> {
         let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_790_000_000);
-        Ended {
-            output: "/data/out",
-            exit,
-            reason: None,
-            report,
-            failures,
-            gates: &[],
-            time,
-        }
+        Ended { output: "/data/out", exit, reason: None, report, failures, gates: &[], time }
     }
 
     #[test]

@@ -180,7 +180,10 @@ impl<'a> Dispatcher<'a> {
             mib(shares.budget),
             session.source.describe(),
         ));
-        let strikes = Arc::new(Strikes::open(spec.output.local().unwrap_or(std::path::Path::new("/tmp")), session.shard.is_some())?);
+        let strikes = Arc::new(Strikes::open(
+            spec.output.local().unwrap_or(std::path::Path::new("/tmp")),
+            session.shard.is_some(),
+        )?);
         strikes.remarks().iter().for_each(|remark| terminal.warn(remark));
         let budget = Budget::new(shares.free, shares.reserve);
         let pool =
@@ -222,7 +225,11 @@ impl<'a> Dispatcher<'a> {
         if let Some((index, count)) = session.shard.map(Shard::numbers) {
             temporaries.push_str(&format!("-{index}-of-{count}"));
         }
-        let annotations = spec.annotate.as_ref().and_then(Place::local).map(|dir| LocalStore::new(dir, &temporaries));
+        let annotations = spec
+            .annotate
+            .as_ref()
+            .and_then(Place::local)
+            .map(|dir| LocalStore::new(dir, &temporaries));
         let report = Report {
             output: spec.output.to_string(),
             annotated: spec.annotate.as_ref().map(Place::to_string),
