@@ -30,8 +30,8 @@ use crate::model;
 use crate::pool;
 use crate::store::{
     Hold, LARGEST_META, Listed, LocalSource, LocalStore, Location, LockError, Place, S3, S3Options,
-    S3Source, S3Store, Skip, Source, SourceOptions, Store, StoreError, is_manifest, is_table,
-    one_line, settled,
+    S3Source, S3SourceOptions, S3Store, Skip, Source, SourceOptions, Store, StoreError, is_list,
+    is_manifest, is_table, one_line, open_input, settled,
 };
 
 /// The lock's name in an output.
@@ -214,6 +214,15 @@ fn source_options(spec: &Spec) -> SourceOptions {
     }
 }
 
+fn bucket_options(spec: &Spec) -> S3SourceOptions {
+    let places = [Some(&spec.output), spec.annotate.as_ref()];
+    S3SourceOptions {
+        identity: spec.identity,
+        avoid: places.into_iter().flatten().filter_map(Place::s3).cloned().collect(),
+        key_column: spec.key_column.clone(),
+    }
+}
+
 /// Opens the input of a job. The keys of a list on standard input are relative to `folder`, or to
 /// the working directory.
 ///
@@ -226,11 +235,11 @@ pub fn open_source(spec: &Spec, folder: Option<PathBuf>) -> Result<Arc<dyn Sourc
             "--key-column names a column of a table; --input is no .csv file".into(),
         ));
     }
-    let source = match &spec.input {
+    let source: Arc<dyn Source> = match &spec.input {
         Input::Stdin => {
             let here = || std::env::current_dir().unwrap_or_default();
             let folder = folder.unwrap_or_else(here);
-            LocalSource::from_lines(std::io::stdin().lock(), &folder, options)?
+            Arc::new(LocalSource::from_lines(std::io::stdin().lock(), &folder, options)?)
         }
         Input::Path(path) => {
             // A missing input is a mistake in the request, not a passing fault.
@@ -252,11 +261,12 @@ pub fn open_source(spec: &Spec, folder: Option<PathBuf>) -> Result<Arc<dyn Sourc
                     dir.display()
                 )));
             }
-            LocalSource::open(path, options)?
+            let (input, s3) = (Place::Local(path.clone()), S3::with(&spec.s3));
+            open_input(&input, &s3, options, bucket_options(spec))?
         }
-        Input::S3(location) => return open_bucket(spec, location),
+        Input::S3(location) => open_bucket(spec, location)?,
     };
-    Ok(Arc::new(source))
+    Ok(source)
 }
 
 /// Opens an input in a bucket.
@@ -275,7 +285,7 @@ fn open_bucket(spec: &Spec, location: &Location) -> Result<Arc<dyn Source>, JobE
             "--annotate `{dir}` lies in --input (give annotated pictures a prefix elsewhere)"
         )));
     }
-    Ok(Arc::new(S3Source::new(&S3::with(&spec.s3), location)))
+    Ok(Arc::new(S3Source::open(&S3::with(&spec.s3), location, bucket_options(spec))?))
 }
 
 /// The input of a job whose pictures are all in its plan, so that no list and no tree is read again:
@@ -297,8 +307,8 @@ fn planned_source(spec: &Spec, job: &Job, finished: bool) -> Result<Arc<dyn Sour
             _ => {}
         }
     }
-    let none = tempfile::tempfile()
-        .map_err(|error| StoreError::new("make", "a temporary file", error))?;
+    let none =
+        tempfile::tempfile().map_err(|error| StoreError::new("make", "a temporary file", error))?;
     source_of_keys(spec, none, &folder)
 }
 
@@ -312,8 +322,9 @@ pub(super) fn source_of_keys(
     let path = match folder {
         Place::Local(path) => path,
         Place::S3(root) => {
-            let _ = keys;
-            return Ok(Arc::new(S3Source::new(&S3::with(&spec.s3), root)));
+            let found = matches!(&spec.input, Input::S3(at) if !is_list(Path::new(&at.key)));
+            let (s3, options) = (S3::with(&spec.s3), bucket_options(spec));
+            return Ok(Arc::new(S3Source::from_keys(&s3, keys, found, root, options)));
         }
     };
     if let Err(error) = std::fs::metadata(path) {
