@@ -26,7 +26,7 @@ pub use hash::{hex, sha256, sha256_of};
 pub use hold::Hold;
 pub use input::open_input;
 pub use key::Key;
-pub use lists::{is_manifest, is_table};
+pub use lists::{is_list, is_manifest, is_table};
 pub use local::{
     Disk, DiskFile, IdentityKind, LocalSource, LocalStore, Lock, LockError, MOST_SHARDS,
     SourceOptions, SystemDisk, annotated_name,

@@ -109,6 +109,11 @@ impl S3Source {
                 return Err(StoreError::new("read the list", &list.name, error));
             }
         };
+        if options.identity == IdentityKind::Sha256 {
+            let what = format!("its pictures are in `{root}`, where --identity is etag or size");
+            let error = io::Error::new(io::ErrorKind::InvalidData, what);
+            return Err(StoreError::new("read the list", &list.name, error));
+        }
         Ok(S3Source::rooted(s3, root, Names::List(list), options))
     }
 
