@@ -28,7 +28,7 @@ use crate::failpoint;
 use crate::model;
 use crate::pool;
 use crate::store::{
-    LARGEST_META, Listed, LocalSource, LocalStore, Lock, LockError, Skip, Source, SourceOptions,
+    Hold, LARGEST_META, Listed, LocalSource, LocalStore, LockError, Skip, Source, SourceOptions,
     Store, is_manifest, is_table, one_line, settled,
 };
 
@@ -66,7 +66,7 @@ pub struct Session {
     pub shard: Option<Shard>,
     /// Workers and memory.
     pub(super) shares: Shares,
-    pub(super) lock: Option<Lock>,
+    pub(super) lock: Option<Hold>,
 }
 
 impl Session {
@@ -81,6 +81,11 @@ impl Session {
             known: self.known.as_deref(),
             sample: self.spec.sample,
         }
+    }
+
+    /// The connection to S3 that input or output have, for what it can tell of itself.
+    pub(super) fn s3(&self) -> Option<crate::store::S3> {
+        None
     }
 
     /// Whether a mini-batch is this process's to work on.
@@ -322,7 +327,7 @@ pub fn open_output(output: &Path) -> Arc<dyn Store> {
 ///
 /// # Errors
 /// When it is held, or the file system has no locks.
-fn lock(spec: &Spec, shard: Option<Shard>) -> Result<Option<Lock>, JobError> {
+fn lock(spec: &Spec, shard: Option<Shard>) -> Result<Option<Hold>, JobError> {
     if spec.no_lock {
         return Ok(None);
     }
@@ -334,10 +339,7 @@ fn lock(spec: &Spec, shard: Option<Shard>) -> Result<Option<Lock>, JobError> {
     let folder = path.parent().unwrap_or(&spec.output);
     std::fs::create_dir_all(folder)
         .map_err(|error| crate::store::StoreError::new("make the folder", folder, error))?;
-    Ok(Some(match shard {
-        None => Lock::acquire(&path, patience)?,
-        Some(shard) => Lock::acquire_shard(&path, shard.numbers(), patience)?,
-    }))
+    Ok(Some(Hold::of_folder(&path, shard.map(Shard::numbers), patience)?))
 }
 
 /// Opens a job for `run`, `plan` and `resume`: takes the lock and settles what the job is.
@@ -418,7 +420,7 @@ pub fn open_on(
         job = find_job(&manifest, &output)?;
     }
     // Without a lock, or beside other shards, what looks left behind may be somebody's.
-    let alone = lock.as_ref().map_or(Ok(shard.is_none()), Lock::is_alone)?;
+    let alone = lock.as_ref().map_or(Ok(shard.is_none()), Hold::is_alone)?;
     if alone && lock.is_some() {
         store.clear_temporaries()?;
     }
@@ -426,7 +428,7 @@ pub fn open_on(
         // Whose they were is forgotten with the job.
         store.delete(&[STRIKES.into()])?;
     }
-    lock.iter().try_for_each(Lock::open_door)?;
+    lock.iter().try_for_each(Hold::open_door)?;
     manifest.settle()?;
     if planned.is_some_and(|planned| job.as_ref().is_none_or(|job| job.id != planned.id)) {
         let what = format!("`{output}` was begun anew just now; run the same command again");
