@@ -127,7 +127,12 @@ impl JobError {
     /// Whether it is a fault of a store that may pass while the job goes on.
     #[must_use]
     pub(super) fn passes(&self) -> bool {
-        matches!(self, JobError::Store(error) if error.class() == Class::Transient)
+        match self {
+            JobError::Store(error) | JobError::Lock(LockError::Store(error)) => {
+                error.class() == Class::Transient
+            }
+            _ => false,
+        }
     }
 
     /// The exit code for this error.

@@ -248,10 +248,12 @@ impl Feeder {
                 let message = "the file is not the one that was planned";
                 return self.refuse(order, index, "changed", message);
             }
-            Err(ReadError::Gone) => ("gone", "the file is gone since it was planned"),
+            // The store says so of this object, which a store that is ill does not.
             Err(ReadError::Archived) => {
-                ("archived", "the object is in an archive and has to be restored first")
+                let message = "the object is in an archive and has to be restored first";
+                return self.refuse(order, index, "archived", message);
             }
+            Err(ReadError::Gone) => ("gone", "the file is gone since it was planned"),
             Err(ReadError::Denied) => ("denied", "the file may not be read"),
             Err(ReadError::Unreadable) => ("unreadable", "the file cannot be read"),
         };

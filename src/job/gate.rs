@@ -16,7 +16,8 @@ use super::exit::{Exit, JobError};
 use crate::store::one_line;
 
 /// Every code that an error line can have. A gate on another one could never be broken.
-const CODES: [&str; 14] = [
+const CODES: [&str; 15] = [
+    "archived",
     "broken_link",
     "changed",
     "corrupt",

@@ -280,7 +280,7 @@ fn failure(line: &Line) -> String {
 }
 
 /// 1,234,567.
-fn grouped(count: u64) -> String {
+pub(super) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

@@ -1,10 +1,11 @@
 //! The dispatcher: the one owner of manifest, parts and terminal.
 //!
 //! Lister, feeder and workers only send it events. It keeps a bounded number of mini-batches open,
-//! puts their lines back in plan order, commits each when its last line is there, and decides when
-//! to stop.
+//! puts their lines back in plan order, has each committed when its last line is there, and decides
+//! when to stop.
 
 mod batches;
+mod committer;
 mod stopping;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
+use self::committer::{Committed, Committer, Complete, check_hold};
 use crate::failpoint;
 use crate::job::chain::Chain;
 use crate::job::events::Event;
@@ -110,6 +112,8 @@ struct Open {
     lines: Vec<Option<Vec<u8>>>,
     missing: usize,
     tally: Tally,
+    /// Its lines are with the committer.
+    committing: bool,
 }
 
 struct Dispatcher<'a> {
@@ -122,6 +126,12 @@ struct Dispatcher<'a> {
     budget: Arc<Budget>,
     events: Receiver<Event>,
     orders: Option<Sender<Order>>,
+    commits: Option<Sender<Complete>>,
+    told: Receiver<Committed>,
+    stop_committing: Arc<AtomicBool>,
+    /// Mini-batches that the committer has not told about yet.
+    committing: usize,
+    hold_checked: Instant,
     stop_listing: Arc<AtomicBool>,
     /// Written by the lister: pictures seen, and time taken.
     listed: Arc<AtomicU64>,
@@ -137,6 +147,8 @@ struct Dispatcher<'a> {
     again: VecDeque<(Arc<Batch>, u64)>,
     taken_first: BTreeSet<u64>,
     orphans: BTreeSet<u64>,
+    /// How often mini-batches have failed, as far as this run knows.
+    attempts: BTreeMap<u64, u64>,
     done: BTreeMap<u64, Done>,
     committed_before: u64,
     /// All that this run knows to be committed, by whomever.
@@ -219,6 +231,17 @@ impl<'a> Dispatcher<'a> {
             nanos: list_nanos.clone(),
         };
         spawn("lister", move || lister.run())?;
+        let stop_committing = Arc::new(AtomicBool::new(false));
+        // Neither holds anybody up: `open_pictures` bounds what is in them.
+        let (commits, complete) = unbounded::<Complete>();
+        let (tell, told) = unbounded::<Committed>();
+        let committer = Committer {
+            session: session.clone(),
+            work: complete,
+            told: tell,
+            stop: stop_committing.clone(),
+        };
+        spawn("committer", move || committer.run())?;
         // Jobs may share the folder of annotated pictures, so each has temporaries of its own there,
         // and so has each shard.
         let mut temporaries = format!(".haul-tmp-{}", session.job.id);
@@ -248,6 +271,11 @@ impl<'a> Dispatcher<'a> {
             budget,
             events,
             orders: Some(orders),
+            commits: Some(commits),
+            told,
+            stop_committing,
+            committing: 0,
+            hold_checked: Instant::now(),
             stop_listing,
             listed,
             share_listed,
@@ -259,6 +287,7 @@ impl<'a> Dispatcher<'a> {
             again: VecDeque::new(),
             taken_first: BTreeSet::new(),
             orphans: BTreeSet::new(),
+            attempts: BTreeMap::new(),
             done: BTreeMap::new(),
             committed_before: 0,
             totals: Tally::default(),
@@ -290,7 +319,14 @@ impl<'a> Dispatcher<'a> {
         }
         self.read_state()?;
         let mut chain = Chain::new(&*store);
-        let stopped = self.drive(&mut chain, signals)?;
+        let driven = self.drive(&mut chain, signals);
+        // An output that is not ours any more gets nothing more.
+        let finished = match driven {
+            Err(JobError::Lock(_)) => Ok(self.stop_committing.store(true, Ordering::Relaxed)),
+            _ => self.finish_commits(),
+        };
+        let stopped = driven?;
+        finished?;
         let summary = chain.summary().clone();
         self.report.plan_complete = chain.ended();
         self.report.planned = summary.pictures;
@@ -322,6 +358,7 @@ impl<'a> Dispatcher<'a> {
         // Whoever is killed after the marker is not run again to tidy up.
         self.annotations.iter().for_each(LocalStore::remove_temporaries);
         failpoint::hit("before_success").map_err(JobError::Internal)?;
+        check_hold(&session)?;
         self.manifest().put_success(&success(&session.job, &summary, &self.done)?)?;
         failpoint::hit("after_success").map_err(JobError::Internal)?;
         self.finished = true;
@@ -373,6 +410,14 @@ impl<'a> Dispatcher<'a> {
                     }
                     Ok(event) => {
                         if let Some(exit) = self.hear(event, planned)? {
+                            return Ok(Some(exit));
+                        }
+                    }
+                },
+                recv(self.told) -> told => match told {
+                    Err(_) => return Err(JobError::Internal("the committer ended early".into())),
+                    Ok(told) => {
+                        if let Some(exit) = self.committed(told)? {
                             return Ok(Some(exit));
                         }
                     }
@@ -456,6 +501,7 @@ impl<'a> Dispatcher<'a> {
             idle: self.idle.queue().as_secs_f64(),
             memory: self.idle.budget().as_secs_f64(),
         };
+        report.store = self.session.s3().map(|s3| s3.traffic());
         report.peak_memory = peak();
         report.judge();
         report
@@ -465,6 +511,8 @@ impl<'a> Dispatcher<'a> {
     fn shut_down(mut self) {
         self.stop_listing.store(true, Ordering::Relaxed);
         self.orders = None;
+        self.stop_committing.store(true, Ordering::Relaxed);
+        self.commits = None;
         self.budget.close();
         drop(self.events);
         if let Some(store) = &self.annotations {
