@@ -13,6 +13,7 @@ mod hash;
 mod hold;
 mod key;
 mod local;
+mod names;
 mod place;
 mod reading;
 mod s3;
@@ -25,8 +26,9 @@ pub use hold::Hold;
 pub use key::Key;
 pub use local::{
     Disk, DiskFile, IdentityKind, LocalSource, LocalStore, Lock, LockError, MOST_SHARDS,
-    SourceOptions, SystemDisk, annotated_name, is_manifest, is_table,
+    SourceOptions, SystemDisk, is_manifest, is_table,
 };
+pub use names::{annotated_name, name_of};
 pub use place::{Location, Place};
 pub use reading::Reading;
 pub use s3::{Checksums, Lease, S3, S3Options, S3Source, S3Store, Traffic};

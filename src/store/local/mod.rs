@@ -9,7 +9,7 @@ mod table;
 mod walk;
 
 pub use disk::{Disk, DiskFile, SystemDisk};
-pub use files::{LocalStore, annotated_name};
+pub use files::LocalStore;
 pub use lists::is_manifest;
 pub use lock::{Lock, LockError, MOST_SHARDS};
 pub(crate) use source::settled;
