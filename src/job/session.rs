@@ -22,7 +22,7 @@ use super::settings::Settings;
 use super::shard::{Shard, settle};
 use super::since::{Known, resolve};
 use super::spec::{IfLocked, Input, Spec};
-use super::strikes::STRIKES;
+use super::strikes::{STRIKES, forget};
 use super::terminal::Terminal;
 use crate::engine::{self, Engine};
 use crate::failpoint;
@@ -552,6 +552,12 @@ pub fn open_on(
         }
     }
     if start_over {
+        // What lies elsewhere goes with its job; of one that cannot be read any more, it stays.
+        if place.s3().is_some()
+            && let Ok(Some(old)) = manifest.job()
+        {
+            forget(&spec.output, &old.id)?;
+        }
         manifest.remove_job()?;
     }
     if job.is_none() {

@@ -15,6 +15,7 @@ mod input;
 mod key;
 mod lists;
 mod local;
+mod names;
 mod place;
 mod reading;
 mod s3;
@@ -29,8 +30,9 @@ pub use key::Key;
 pub use lists::{is_list, is_manifest, is_table};
 pub use local::{
     Disk, DiskFile, IdentityKind, LocalSource, LocalStore, Lock, LockError, MOST_SHARDS,
-    SourceOptions, SystemDisk, annotated_name,
+    SourceOptions, SystemDisk,
 };
+pub use names::{annotated_name, name_of};
 pub use place::{Location, Place};
 pub use reading::Reading;
 pub use s3::{Checksums, Lease, S3, S3Options, S3Source, S3SourceOptions, S3Store, Traffic};

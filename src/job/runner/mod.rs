@@ -192,10 +192,8 @@ impl<'a> Dispatcher<'a> {
             mib(shares.budget),
             session.source.describe(),
         ));
-        let strikes = Arc::new(Strikes::open(
-            spec.output.local().unwrap_or(std::path::Path::new("/tmp")),
-            session.shard.is_some(),
-        )?);
+        let strikes = Strikes::open(&spec.output, &session.job.id, session.shard.is_some())?;
+        let strikes = Arc::new(strikes);
         strikes.remarks().iter().for_each(|remark| terminal.warn(remark));
         let budget = Budget::new(shares.free, shares.reserve);
         let pool =
