@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::Output;
 use crate::job::export::{Exported, Form, export};
 use crate::job::{Exit, JobError, tell};
 
@@ -17,9 +18,8 @@ Examples:
   haul export out/ --to megadetector --dest results.json
   haul export out/ --to yolo --dest labels/")]
 pub(super) struct Export {
-    /// The output's folder
-    #[arg(value_name = "OUT")]
-    output: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// The form
     #[arg(long, value_enum)]
     to: To,
@@ -54,7 +54,7 @@ impl Export {
         if form == Form::Yolo && self.dest.as_os_str() == "-" {
             return Err(JobError::Usage("--to yolo needs a folder: --dest DIR".into()));
         }
-        let exported = match export(&self.output, form, &self.dest, self.partial) {
+        let exported = match export(&self.output.survey()?, form, &self.dest, self.partial) {
             // `haul export … | head`: the reader has what it wanted.
             Err(JobError::Store(error)) if error.source.kind() == ErrorKind::BrokenPipe => {
                 return Ok(Exit::Done);

@@ -13,9 +13,12 @@ mod status;
 mod verify;
 mod work;
 
-use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 
-use crate::job::{EXIT_HELP, Exit, JobError};
+use clap::{Args, Parser, Subcommand};
+
+use crate::job::{EXIT_HELP, Exit, JobError, S3Flags, Survey};
+use crate::store::Place;
 
 /// YOLOv8 over every picture under a folder, once, and proof that it did.
 ///
@@ -53,6 +56,26 @@ enum Command {
     Doctor(doctor::Doctor),
     Bench(bench::Bench),
     Completions(completions::Completions),
+}
+
+/// The output that a command is about, and how it is reached.
+#[derive(Debug, Args)]
+struct Output {
+    /// The output: its folder, or s3://BUCKET/PREFIX/
+    #[arg(value_name = "OUT")]
+    path: PathBuf,
+    #[command(flatten)]
+    s3: S3Flags,
+}
+
+impl Output {
+    fn place(&self) -> Result<Place, JobError> {
+        Place::parse(&self.path).map_err(JobError::Usage)
+    }
+
+    fn survey(&self) -> Result<Survey, JobError> {
+        Survey::open(&self.place()?, &self.s3.options()?)
+    }
 }
 
 impl Cli {

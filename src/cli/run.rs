@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::print;
 use super::work::{Talk, prepared, settings, work};
+use super::{Output, print};
 use crate::job::{Exit, JobError, Manifest, Mode, Settings, ShardChoice, Spec, open_output};
 
 /// Run a job: a new one, or what is left of it
@@ -55,9 +55,8 @@ Examples:
   haul resume out/ --workers 1 --grace 2m"
 )]
 pub(super) struct Resume {
-    /// The output's folder
-    #[arg(value_name = "OUT")]
-    output: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// The checkpoint, if it has moved; its contents must be the same
     #[arg(long, short, value_name = "FILE")]
     model: Option<PathBuf>,
@@ -133,13 +132,14 @@ impl Resume {
 
     /// The job that is there, with flags over its settings.
     fn spec(&self, progress: &mut Option<String>) -> Result<Spec, JobError> {
-        let manifest = Manifest::new(open_output(&self.output));
-        let job = manifest.job()?.ok_or_else(|| {
-            JobError::Usage(format!("`{}` holds no job of haul to resume", self.output.display()))
-        })?;
+        let place = self.output.place()?;
+        let manifest = Manifest::new(open_output(&place, &self.output.s3.options()?));
+        let job = manifest
+            .job()?
+            .ok_or_else(|| JobError::Usage(format!("`{place}` holds no job of haul to resume")))?;
         let flags = Settings {
             model: self.model.clone(),
-            output: Some(self.output.clone()),
+            output: Some(self.output.path.clone()),
             shard: self.shard.clone(),
             workers: self.workers,
             memory_budget: self.memory_budget.clone(),
@@ -153,7 +153,7 @@ impl Resume {
             github: self.github,
             prometheus: self.prometheus.clone(),
             progress: self.progress.clone(),
-            ..Settings::default()
+            ..self.output.s3.settings()
         };
         let settings = flags.relative_to(Path::new(""))?.over(job.settings);
         progress.clone_from(&settings.progress);

@@ -1,10 +1,8 @@
 //! `haul status`.
 
-use std::path::PathBuf;
-
 use clap::Args;
 
-use super::{print, print_json};
+use super::{Output, print, print_json};
 use crate::job::{Exit, Gate, JobError, Survey};
 
 /// Say how far a job is; safe while it runs
@@ -18,9 +16,8 @@ Examples:
   haul status out/ --csv > batches.csv
   haul status out/ --gate 'errors < 2%'")]
 pub(super) struct Status {
-    /// The output's folder
-    #[arg(value_name = "OUT")]
-    output: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// Write the manifest as a table, a row for each mini-batch
     #[arg(long, conflicts_with = "json")]
     csv: bool,
@@ -36,7 +33,7 @@ impl Status {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
         let gates = self.gate.iter().map(|gate| Gate::parse(gate));
         let gates: Vec<Gate> = gates.collect::<Result<_, _>>()?;
-        let survey = Survey::open(&self.output)?;
+        let survey = self.output.survey()?;
         survey.check_gates(&gates)?;
         let mut status = survey.status()?;
         status.hold_against(&gates);

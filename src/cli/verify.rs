@@ -1,10 +1,8 @@
 //! `haul verify`.
 
-use std::path::PathBuf;
-
 use clap::Args;
 
-use super::{print, print_json};
+use super::{Output, print, print_json};
 use crate::job::{Exit, JobError, tell, verify};
 use crate::store::one_line;
 
@@ -17,9 +15,8 @@ use crate::store::one_line;
 Examples:
   haul run job.toml && haul verify out/")]
 pub(super) struct Verify {
-    /// The output's folder
-    #[arg(value_name = "OUT")]
-    output: PathBuf,
+    #[command(flatten)]
+    output: Output,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -27,7 +24,7 @@ pub(super) struct Verify {
 
 impl Verify {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
-        let verdict = verify(&self.output)?;
+        let verdict = verify(&self.output.survey()?)?;
         for mismatch in &verdict.mismatches {
             tell(&one_line(&format!("mismatch: {mismatch}")));
         }

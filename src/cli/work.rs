@@ -9,7 +9,7 @@ use clap::Args;
 use super::{print_json, signals};
 use crate::job::{
     Ended, Exit, Gate, JobError, Line, Mode, Opened, Progress, Report, Session, Settings, Spec,
-    Status, Terminal, Verbosity, drift, failures, open, tell,
+    Status, Survey, Terminal, Verbosity, drift, failures, open, tell,
 };
 use crate::store::one_line;
 
@@ -95,7 +95,7 @@ pub(super) fn work(spec: Spec, mode: Mode, talk: &Talk) -> Result<Exit, JobError
 /// Ends a job that has no pictures, of which nothing is written, as any other.
 pub(super) fn nothing(spec: &Spec, text: String, talk: &Talk) -> Result<Exit, JobError> {
     end(spec, talk, |_| {
-        let report = complete(spec.output.display().to_string(), Status::default());
+        let report = complete(spec.output.to_string(), Status::default());
         Ok(Ending::of(&spec.gates, Exit::Done, report, Some(text)))
     })
 }
@@ -170,9 +170,10 @@ impl Ending {
         let gates: Vec<String> = spec.gates.iter().map(|gate| gate.text().to_owned()).collect();
         let reason = self.error.as_ref().map(ToString::to_string);
         let named = self.name_failures(spec);
+        let output = spec.output.to_string();
         let fault = named.as_ref().err().map(ToString::to_string);
         let ended = Ended {
-            output: &spec.output,
+            output: &output,
             exit: self.exit,
             reason: reason.as_deref().or(terminal.reason()),
             report: self.report.as_ref(),
@@ -196,7 +197,7 @@ impl Ending {
         let any = self.report.as_ref().is_some_and(|report| report.committed > 0);
         if any && spec.notices.name_failures() {
             let fresh = std::mem::take(&mut self.failures);
-            self.failures = failures(&spec.output, fresh)?;
+            self.failures = failures(&Survey::open(&spec.output, &spec.s3)?, fresh)?;
         }
         Ok(())
     }
@@ -204,7 +205,7 @@ impl Ending {
 
 fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, JobError> {
     let gates = spec.gates.clone();
-    let output = spec.output.display().to_string();
+    let output = spec.output.to_string();
     let done =
         |status, text| Ending::of(&gates, Exit::Done, complete(output.clone(), status), Some(text));
     Ok(match open(spec, mode, terminal)? {
@@ -225,7 +226,7 @@ fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, Jo
         Opened::Nothing(text) => done(Status::default(), text),
         Opened::Job(session) if session.manifest.success()?.is_some() => {
             let status = finished(&session, mode)?;
-            let survey = crate::job::Survey::open(&session.spec.output)?;
+            let survey = Survey::open(&session.spec.output, &session.spec.s3)?;
             let shard = session.shard.map(|shard| survey.share(shard)).transpose()?;
             let text =
                 one_line(&format!("`{output}` is finished, and nothing is new in its input"));
@@ -246,7 +247,7 @@ fn attempt(spec: Spec, mode: Mode, terminal: &mut Terminal) -> Result<Ending, Jo
 
 /// The output is finished: what it amounts to, unless the input has moved on.
 fn finished(session: &Session, mode: Mode) -> Result<Status, JobError> {
-    let output = session.spec.output.display();
+    let output = &session.spec.output;
     if mode != Mode::Resume {
         let drift = drift(&**session.manifest.store(), session.terms())?;
         if drift != crate::job::Drift::default() {
@@ -258,7 +259,7 @@ fn finished(session: &Session, mode: Mode) -> Result<Status, JobError> {
             )));
         }
     }
-    crate::job::Survey::open(&session.spec.output)?.status()
+    Survey::open(&session.spec.output, &session.spec.s3)?.status()
 }
 
 /// The report of a job that left nothing to do.

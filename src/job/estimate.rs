@@ -50,15 +50,15 @@ pub struct Estimate {
 /// When model or input cannot be read.
 pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
     // A job that is there already goes on in its own arithmetic.
-    let job = Manifest::new(open_output(&spec.output)).job()?;
+    let job = Manifest::new(open_output(&spec.output, &spec.s3)).job()?;
     let loaded = load_model(spec, job.as_ref().and_then(numeric_class))?;
     let source = open_source(spec, None)?;
     let names = Names::new(spec)?;
-    let resolved = resolve(&spec.since, &spec.output)?;
+    let resolved = resolve(&spec.since, &spec.output, &spec.s3)?;
     for name in &resolved.unfinished {
         terminal.warn(&unfinished(name));
     }
-    let known = Known::open(&resolved.ancestors)?;
+    let known = Known::open(&resolved.ancestors, &spec.s3)?;
     let terms = Terms {
         source: &*source,
         select: &names,
@@ -90,7 +90,11 @@ pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
     add(cutter.finish(previous.as_deref()));
     // What a run would not read is not tried either. A picture that haul dies of here gets no
     // strike, for nothing is written; one that runs have died of is left out.
-    let out = if job.is_some() { quarantined(&spec.output)? } else { BTreeSet::new() };
+    let out = if job.is_some() {
+        quarantined(spec.output.local().unwrap_or(std::path::Path::new("/tmp")))?
+    } else {
+        BTreeSet::new()
+    };
     sample.kept.retain(|object| {
         picture_fault(object, spec.max_file, spec.limits.max_memory).is_none()
             && !out.contains(&object.key)

@@ -57,6 +57,7 @@ pub(super) fn kept_classes(job: &Job) -> Option<Vec<u32>> {
 pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
     let input = match &spec.input {
         Input::Stdin => "-".to_owned(),
+        Input::S3(location) => location.to_string(),
         Input::Path(path) => {
             path.components().collect::<std::path::PathBuf>().display().to_string()
         }
@@ -72,6 +73,7 @@ pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
         IdentityKind::Mtime => "mtime",
         IdentityKind::Size => "size",
         IdentityKind::Sha256 => "sha256",
+        IdentityKind::Etag => "etag",
     };
     let fields = [
         ("weights", json!(model.sha256)),

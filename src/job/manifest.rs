@@ -655,7 +655,7 @@ impl Manifest {
         for name in self.store.list(Path::new("_manifest"))? {
             let folder = format!("_manifest/{name}");
             let ours = match name.as_str() {
-                "lock" | "tmp" | "strikes.jsonl" => true,
+                "lock" | "locks" | "tmp" | "strikes.jsonl" => true,
                 // What `--new` leaves when it is interrupted.
                 "done" | "failed" => self.store.list(Path::new(&folder))?.is_empty(),
                 _ => false,

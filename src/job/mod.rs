@@ -62,11 +62,11 @@ pub use select::{Names, is_picture_name};
 pub use session::{
     Load, Loaded, Mode, Opened, Session, load_model, open, open_on, open_output, open_source,
 };
-pub use settings::Settings;
+pub use settings::{S3Flags, Settings};
 pub use shard::{Shard, ShardArray, ShardChoice};
 pub use since::Known;
 pub use spec::{IfLocked, Input, MaxFailures, Spec};
 pub use survey::{State, Status, Survey};
 pub use tally::Tally;
 pub use terminal::{Progress, Standing, Terminal, Verbosity, tell};
-pub use verify::{Verdict, verify, verify_survey};
+pub use verify::{Verdict, verify};

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -14,12 +14,12 @@ use super::exit::JobError;
 use super::line::Line;
 use super::manifest::{Manifest, part_name};
 use super::plan::{key_of, key_text};
-use super::session::{is_tree, open_output, same_place};
+use super::session::{open_output, source_of_keys};
 use super::settings::Settings;
 use super::spec::Spec;
 use super::survey::Survey;
 use super::tally::Tally;
-use crate::store::{Key, LocalSource, Source, SourceOptions, StoreError, one_line};
+use crate::store::{Key, Place, S3Options, Source, StoreError, one_line};
 
 /// Settings that choose pictures. They were chosen when the other output was planned.
 pub const CHOOSING: [&str; 10] = [
@@ -72,26 +72,32 @@ pub fn retry(of: &Path, flags: Settings) -> Result<Retrial, JobError> {
             of.display()
         )));
     }
-    let of: PathBuf = of.components().collect();
-    let name = of.to_str().map(str::to_owned).ok_or_else(|| {
-        JobError::Usage(format!("`{}` is not UTF-8; reach it by a link", of.display()))
-    })?;
-    let Some(output) = flags.output.clone() else {
+    let s3 = flags.s3()?;
+    let of = match Place::parse(of).map_err(JobError::Usage)? {
+        Place::Local(path) => Place::Local(path.components().collect()),
+        of => of,
+    };
+    if of.local().is_some_and(|path| path.to_str().is_none()) {
+        return Err(JobError::Usage(format!("`{of}` is not UTF-8; reach it by a link")));
+    }
+    let name = of.to_string();
+    let Some(output) = flags.output.as_deref() else {
         return Err(JobError::Usage(format!(
             "--output is missing: another folder, for the results (`{name}` stays as it is)"
         )));
     };
-    if same_place(&of, &output) {
+    let output = Place::parse(output).map_err(JobError::Usage)?;
+    if of.is_same(&output) {
         return Err(JobError::Usage(format!(
             "--output is `{name}` itself, which stays as it is (give another folder)"
         )));
     }
-    let begun = Manifest::new(open_output(&output)).job()?;
+    let begun = Manifest::new(open_output(&output, &s3)).job()?;
     let (base, retry) = match begun.map(|job| (job.retry, job.settings)) {
         // What it needs of the other output it has in its plan, or reads later.
         Some((Some(retry), settings)) if retry.output == name => (settings, retry),
         _ => {
-            let manifest = Manifest::new(open_output(&of));
+            let manifest = Manifest::new(open_output(&of, &s3));
             let job = manifest
                 .job()?
                 .ok_or_else(|| JobError::Usage(format!("`{name}` holds no job of haul")))?;
@@ -142,29 +148,22 @@ impl Retry {
     pub(super) fn open_source(&mut self, spec: &Spec) -> Result<Arc<dyn Source>, JobError> {
         let spool = |error| StoreError::new("write the failed keys to", "a temporary file", error);
         let mut keys = BufWriter::new(tempfile::tempfile().map_err(spool)?);
-        let folder = self.failed_keys(&mut keys)?;
+        let folder = self.failed_keys(&mut keys, &spec.s3)?;
         let file: File =
             keys.into_inner().map_err(|error| JobError::from(spool(error.into_error())))?;
-        if let Err(error) = std::fs::metadata(&folder) {
-            return Err(JobError::Usage(format!(
-                "the input `{}` of the pictures: {error}",
-                folder.display()
-            )));
-        }
-        let tree = is_tree(&spec.input, &folder);
-        let options = SourceOptions {
-            follow_symlinks: spec.follow_symlinks,
-            identity: spec.identity,
-            ..SourceOptions::default()
-        };
-        Ok(Arc::new(LocalSource::from_keys(file, tree, &folder, options)?))
+        source_of_keys(spec, file, &folder)
     }
 
     /// Writes key and meta of failed pictures, a zero byte after each; gives the folder that they are
     /// relative to. One segment and one part are in memory at a time.
-    fn failed_keys(&mut self, keys: &mut BufWriter<File>) -> Result<PathBuf, JobError> {
+    fn failed_keys(
+        &mut self,
+        keys: &mut BufWriter<File>,
+        s3: &S3Options,
+    ) -> Result<Place, JobError> {
         let name = self.output.clone();
-        let survey = Survey::open(Path::new(&name))?;
+        let place = Place::parse(Path::new(&name)).map_err(JobError::Usage)?;
+        let survey = Survey::open(&place, s3)?;
         if survey.job.id != self.job {
             return Err(JobError::Usage(format!(
                 "`{name}` holds another job than the one whose failed pictures were to be tried \
@@ -206,7 +205,7 @@ impl Retry {
         if !complete {
             return Err(unfinished(&name));
         }
-        Ok(PathBuf::from(survey.job.folder))
+        Place::parse(Path::new(&survey.job.folder)).map_err(JobError::Usage)
     }
 }
 

@@ -4,6 +4,7 @@
 //! job before there is something to plan.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -25,11 +26,12 @@ use super::strikes::STRIKES;
 use super::terminal::Terminal;
 use crate::engine::{self, Engine};
 use crate::failpoint;
-use crate::model;
+use crate::model::ModelFile;
 use crate::pool;
 use crate::store::{
-    Hold, LARGEST_META, Listed, LocalSource, LocalStore, LockError, Skip, Source, SourceOptions,
-    Store, is_manifest, is_table, one_line, settled,
+    Hold, LARGEST_META, Listed, LocalSource, LocalStore, Location, LockError, Place, S3, S3Options,
+    S3Source, S3SourceOptions, S3Store, Skip, Source, SourceOptions, Store, StoreError,
+    is_manifest, is_table, one_line, open_input, settled,
 };
 
 /// The lock's name in an output.
@@ -83,9 +85,14 @@ impl Session {
         }
     }
 
-    /// The connection to S3 that input or output have, for what it can tell of itself.
-    pub(super) fn s3(&self) -> Option<crate::store::S3> {
-        None
+    /// The connection to S3, where anything of the job is there.
+    pub(super) fn s3(&self) -> Option<S3> {
+        let spec = &self.spec;
+        let in_bucket = spec.output.s3().is_some()
+            || matches!(spec.input, Input::S3(_))
+            || spec.annotate.as_ref().is_some_and(|place| place.s3().is_some())
+            || self.source.root().starts_with("s3://");
+        in_bucket.then(|| S3::with(&spec.s3))
     }
 
     /// Whether a mini-batch is this process's to work on.
@@ -111,10 +118,11 @@ pub enum Opened {
 /// machine has no such arithmetic.
 pub fn load_model(spec: &Spec, class: Option<&str>) -> Result<Loaded, JobError> {
     let mut notes = Vec::new();
+    let file = ModelFile::find(&spec.model, &spec.s3)?;
     let Ready { engine, sha256, labels, imgsz } =
-        match pack::load(&spec.model, spec.precision, class, &mut notes)? {
+        match pack::load(&file, spec.precision, class, &mut notes)? {
             Some(ready) => ready,
-            None => read_model(spec, class)?,
+            None => read_model(&file, spec, class)?,
         };
     let own = u32::try_from(imgsz).unwrap_or(640).clamp(32, 8192);
     let imgsz = spec.imgsz.unwrap_or(own).next_multiple_of(32);
@@ -129,8 +137,8 @@ pub fn load_model(spec: &Spec, class: Option<&str>) -> Result<Loaded, JobError> 
 }
 
 /// The model from its checkpoint.
-fn read_model(spec: &Spec, class: Option<&str>) -> Result<Ready, JobError> {
-    let model = model::read(&spec.model).map_err(|error| JobError::usage(&error))?;
+fn read_model(file: &ModelFile, spec: &Spec, class: Option<&str>) -> Result<Ready, JobError> {
+    let model = file.read()?;
     let (sha256, imgsz) = (model.sha256, model.info.imgsz);
     let labels = model.network.labels.clone();
     // The engine keeps its own form of the weights; this was the last use of the file's.
@@ -198,12 +206,21 @@ pub enum Mode {
 }
 
 fn source_options(spec: &Spec) -> SourceOptions {
-    let mut avoid = vec![spec.output.clone()];
-    avoid.extend(spec.annotate.clone());
+    let places = [Some(&spec.output), spec.annotate.as_ref()];
+    let avoid = places.into_iter().flatten().filter_map(Place::local).map(Path::to_owned).collect();
     SourceOptions {
         follow_symlinks: spec.follow_symlinks,
         identity: spec.identity,
         avoid,
+        key_column: spec.key_column.clone(),
+    }
+}
+
+fn bucket_options(spec: &Spec) -> S3SourceOptions {
+    let places = [Some(&spec.output), spec.annotate.as_ref()];
+    S3SourceOptions {
+        identity: spec.identity,
+        avoid: places.into_iter().flatten().filter_map(Place::s3).cloned().collect(),
         key_column: spec.key_column.clone(),
     }
 }
@@ -231,96 +248,152 @@ pub fn open_source(spec: &Spec, folder: Option<PathBuf>) -> Result<Arc<dyn Sourc
             if let Err(error) = std::fs::metadata(path) {
                 return Err(JobError::Usage(format!("--input `{}`: {error}", path.display())));
             }
-            if same_place(path, &spec.output) {
+            if Place::Local(path.clone()).is_same(&spec.output) {
                 return Err(JobError::Usage(format!(
                     "--input and --output are the same folder, `{}`",
                     path.display()
                 )));
             }
-            let inside = |dir: &PathBuf| settled(dir).starts_with(settled(path));
-            if let Some(dir) = spec.annotate.as_ref().filter(|dir| path.is_dir() && inside(dir)) {
+            let inside = |dir: &&Path| settled(dir).starts_with(settled(path));
+            let annotated = spec.annotate.as_ref().and_then(Place::local);
+            if let Some(dir) = annotated.filter(|dir| path.is_dir() && inside(dir)) {
                 // A run without the flag would take the copies for new pictures.
                 return Err(JobError::Usage(format!(
                     "--annotate `{}` lies in --input (give annotated pictures a folder elsewhere)",
                     dir.display()
                 )));
             }
-            LocalSource::open(path, options)?
+            return open_place(spec, Place::Local(path.clone()));
         }
+        Input::S3(location) => return open_bucket(spec, location),
     };
     Ok(Arc::new(source))
+}
+
+/// Opens an input in a bucket.
+fn open_bucket(spec: &Spec, location: &Location) -> Result<Arc<dyn Source>, JobError> {
+    if spec.output.s3().is_some_and(|output| output.folder() == location.folder()) {
+        return Err(JobError::Usage(format!(
+            "--input and --output are the same prefix, `{location}`"
+        )));
+    }
+    let annotated = spec.annotate.as_ref().and_then(Place::s3);
+    let inside = |dir: &&Location| {
+        dir.bucket == location.bucket && dir.folder().key.starts_with(&location.key)
+    };
+    if let Some(dir) = annotated.filter(inside) {
+        return Err(JobError::Usage(format!(
+            "--annotate `{dir}` lies in --input (give annotated pictures a prefix elsewhere)"
+        )));
+    }
+    open_place(spec, Place::S3(location.clone()))
+}
+
+fn open_place(spec: &Spec, place: Place) -> Result<Arc<dyn Source>, JobError> {
+    let s3 = S3::with(&spec.s3);
+    Ok(open_input(&place, &s3, source_options(spec), bucket_options(spec))?)
 }
 
 /// The input of a job whose pictures are all in its plan, so that no list and no tree is read again:
 /// the folder that their keys are relative to. A finished job asks nothing of it.
 fn planned_source(spec: &Spec, job: &Job, finished: bool) -> Result<Arc<dyn Source>, JobError> {
-    let mut folder = Path::new(&job.folder);
-    if let Err(error) = std::fs::metadata(folder) {
+    let mut folder = Place::parse(Path::new(&job.folder)).map_err(JobError::Usage)?;
+    if let Some(path) = folder.local()
+        && std::fs::metadata(path).is_err()
+    {
         match &spec.input {
             // There is nothing left to read, and so any folder will do.
-            _ if finished => folder = &spec.output,
+            _ if finished => folder = Place::Local("/".into()),
             // It may have a name that job.json cannot say, and be reached by a link.
             Input::Path(_) if spec.retry.is_none() => {
                 let source = open_source(spec, None)?;
                 same_folder(job, spec, &*source)?;
                 return Ok(source);
             }
-            _ => {
-                return Err(JobError::Usage(format!(
-                    "the input `{}` of the pictures: {error}",
-                    folder.display()
-                )));
-            }
+            _ => {}
         }
     }
-    let none = tempfile::tempfile()
-        .map_err(|error| crate::store::StoreError::new("make", "a temporary file", error))?;
-    let tree = is_tree(&spec.input, folder);
-    Ok(Arc::new(LocalSource::from_keys(none, tree, folder, source_options(spec))?))
+    let none =
+        tempfile::tempfile().map_err(|error| StoreError::new("make", "a temporary file", error))?;
+    source_of_keys(spec, none, &folder)
+}
+
+/// An input of which all keys are known: in the file, a zero byte after each key and after its meta.
+/// They are relative to `folder`.
+pub(super) fn source_of_keys(
+    spec: &Spec,
+    keys: File,
+    folder: &Place,
+) -> Result<Arc<dyn Source>, JobError> {
+    let path = match folder {
+        Place::Local(path) => path,
+        Place::S3(root) => {
+            // A bucket has no links, which a tree and a list treat otherwise.
+            let (s3, tree, options) = (S3::with(&spec.s3), false, bucket_options(spec));
+            return Ok(Arc::new(S3Source::from_keys(&s3, keys, tree, root, options)));
+        }
+    };
+    if let Err(error) = std::fs::metadata(path) {
+        return Err(JobError::Usage(format!("the input `{folder}` of the pictures: {error}")));
+    }
+    let tree = is_tree(&spec.input, path);
+    Ok(Arc::new(LocalSource::from_keys(keys, tree, path, source_options(spec))?))
 }
 
 /// Whether keys relative to `folder` were found there, and not named by somebody: a list or a
 /// picture lies in its folder. What the input is now does not matter, since a link may have been
 /// turned to something else.
-pub(super) fn is_tree(input: &Input, folder: &Path) -> bool {
+fn is_tree(input: &Input, folder: &Path) -> bool {
     match input {
-        Input::Stdin => false,
+        // A bucket has no links, and is not asked.
+        Input::Stdin | Input::S3(_) => false,
         // The folder of a manifest's pictures is in the manifest.
         Input::Path(path) if is_manifest(path) => same_place(path, folder),
         Input::Path(path) => !path.parent().is_some_and(|above| same_place(above, folder)),
     }
 }
 
-pub(super) fn same_place(a: &Path, b: &Path) -> bool {
+fn same_place(a: &Path, b: &Path) -> bool {
     let canonical = |path: &Path| path.canonicalize().ok();
     a == b || canonical(a).is_some_and(|a| canonical(b) == Some(a))
 }
 
 /// Whether the pictures are named by a table, so that their lines carry meta.
 fn from_table(spec: &Spec) -> bool {
-    matches!(&spec.input, Input::Path(path) if is_table(path) && !path.is_dir())
+    match &spec.input {
+        Input::Path(path) => is_table(path) && !path.is_dir(),
+        Input::S3(location) => is_table(Path::new(&location.key)),
+        Input::Stdin => false,
+    }
 }
 
 /// Refuses an input that is another folder than when its job was made: the fingerprint holds its
 /// name, and a link may be pointed elsewhere, a manifest's prefix changed.
 fn same_folder(job: &Job, spec: &Spec, source: &dyn Source) -> Result<(), JobError> {
-    match &spec.input {
-        Input::Path(path) if job.folder != source.root() => Err(JobError::Usage(format!(
-            "`{}` names pictures in `{}`; the job in `{}` was made of those in `{}` (put it back as \
-             it was, or use another --output)",
-            path.display(),
-            source.root(),
-            spec.output.display(),
-            job.folder
-        ))),
-        _ => Ok(()),
+    let input = match &spec.input {
+        Input::Path(path) => path.display().to_string(),
+        Input::S3(location) => location.to_string(),
+        Input::Stdin => return Ok(()),
+    };
+    if job.folder == source.root() {
+        return Ok(());
     }
+    Err(JobError::Usage(format!(
+        "`{input}` names pictures in `{}`; the job in `{}` was made of those in `{}` (put it back as \
+         it was, or use another --output)",
+        source.root(),
+        spec.output,
+        job.folder
+    )))
 }
 
 /// The store of an output.
 #[must_use]
-pub fn open_output(output: &Path) -> Arc<dyn Store> {
-    Arc::new(LocalStore::new(output, "_manifest/tmp"))
+pub fn open_output(output: &Place, s3: &S3Options) -> Arc<dyn Store> {
+    match output {
+        Place::Local(path) => Arc::new(LocalStore::new(path, "_manifest/tmp")),
+        Place::S3(prefix) => Arc::new(S3Store::new(&S3::with(s3), prefix)),
+    }
 }
 
 /// Takes the output's lock, as the job asks. A shard comes in alone: its door is still to be opened.
@@ -335,11 +408,17 @@ fn lock(spec: &Spec, shard: Option<Shard>) -> Result<Option<Hold>, JobError> {
         IfLocked::Wait(time) => time,
         IfLocked::Fail | IfLocked::Skip => Duration::ZERO,
     };
-    let path = spec.output.join(LOCK);
-    let folder = path.parent().unwrap_or(&spec.output);
-    std::fs::create_dir_all(folder)
-        .map_err(|error| crate::store::StoreError::new("make the folder", folder, error))?;
-    Ok(Some(Hold::of_folder(&path, shard.map(Shard::numbers), patience)?))
+    let shard = shard.map(Shard::numbers);
+    Ok(Some(match &spec.output {
+        Place::Local(output) => {
+            let path = output.join(LOCK);
+            let folder = path.parent().unwrap_or(output);
+            std::fs::create_dir_all(folder)
+                .map_err(|error| StoreError::new("make the folder", folder, error))?;
+            Hold::of_folder(&path, shard, patience)?
+        }
+        Place::S3(prefix) => Hold::of_prefix(&S3::with(&spec.s3), prefix, shard, patience)?,
+    }))
 }
 
 /// Opens a job for `run`, `plan` and `resume`: takes the lock and settles what the job is.
@@ -347,7 +426,7 @@ fn lock(spec: &Spec, shard: Option<Shard>) -> Result<Option<Hold>, JobError> {
 /// # Errors
 /// [`JobError`] with the exit code that the design gives to each case.
 pub fn open(spec: Spec, mode: Mode, terminal: &Terminal) -> Result<Opened, JobError> {
-    let store = open_output(&spec.output);
+    let store = open_output(&spec.output, &spec.s3);
     open_on(spec, mode, terminal, store, &load_model)
 }
 
@@ -403,7 +482,7 @@ pub fn open_on(
     let names = Arc::new(Names::new(&spec)?);
     let lock = match lock(&spec, shard) {
         Err(JobError::Lock(LockError::Held(holder))) => {
-            let text = one_line(&format!("`{}` is in use by {holder}", spec.output.display()));
+            let text = one_line(&format!("`{}` is in use by {holder}", spec.output));
             return match spec.if_locked {
                 IfLocked::Skip => Ok(Opened::Skipped(format!("{text}; nothing to do here"))),
                 _ => Err(JobError::Lock(LockError::Held(text))),
@@ -414,7 +493,7 @@ pub fn open_on(
     if start_over && lock.is_none() {
         return Err(JobError::Usage("--new needs the lock; it does not go with --no-lock".into()));
     }
-    let output = spec.output.display().to_string();
+    let output = spec.output.to_string();
     let mut job = None;
     if !start_over {
         job = find_job(&manifest, &output)?;
@@ -443,7 +522,7 @@ pub fn open_on(
     let ancestors = match &job {
         Some(job) => job.since.clone(),
         None => {
-            let resolved = resolve(&spec.since, &spec.output)?;
+            let resolved = resolve(&spec.since, &spec.output, &spec.s3)?;
             for name in &resolved.unfinished {
                 terminal.warn(&unfinished(name));
             }
@@ -452,7 +531,7 @@ pub fn open_on(
     };
     let mut known = match planned {
         Some(_) => None,
-        None => Known::open(&ancestors)?.map(Arc::new),
+        None => Known::open(&ancestors, &spec.s3)?.map(Arc::new),
     };
     let planned_before = job.is_some() && store.read(Path::new(&segment_name(0)))?.is_some();
     if !planned_before {
@@ -501,7 +580,7 @@ pub fn open_on(
             join(&there, &spec, load, &mut loaded)?;
             same_folder(&there, &spec, &*source)?;
             if there.since != new.since {
-                known = Known::open(&there.since)?.map(Arc::new);
+                known = Known::open(&there.since, &spec.s3)?.map(Arc::new);
             }
         }
         job = Some(there);
@@ -538,7 +617,7 @@ fn join(job: &Job, spec: &Spec, load: &Load<'_>, loaded: &mut Loaded) -> Result<
     {
         *loaded = load(spec, Some(class))?;
     }
-    let output = spec.output.display().to_string();
+    let output = spec.output.to_string();
     check(&job.fingerprint, &fingerprint(spec, &loaded.facts), &output)
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::exit::JobError;
 use super::shard::check_job_file;
 use super::transform;
-use crate::store::one_line;
+use crate::store::{Checksums, Place, S3Options, one_line};
 
 /// Declares [`Settings`] together with the table of its names, so that they cannot disagree.
 macro_rules! settings {
@@ -37,13 +37,13 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Checkpoint: an Ultralytics .pt, or .safetensors or .haulpack made by `haul model`
+    /// Checkpoint: an Ultralytics .pt, or .safetensors or .haulpack made by `haul model`, or SageMaker's model.tar.gz; also s3://
     #[arg(long, short, value_name = "FILE", help_heading = "What")]
     model: PathBuf,
-    /// Folder, picture, list of paths (.txt), SageMaker manifest (.json), table (.csv), or - for a list on stdin
+    /// Folder, picture, s3://BUCKET/PREFIX, list of paths (.txt), SageMaker manifest (.json), table (.csv), or - for a list on stdin
     #[arg(long, short, value_name = "DIR|FILE|LIST|-", help_heading = "What")]
     input: PathBuf,
-    /// Folder for the results; run again with the same one to go on
+    /// Folder for the results, or s3://BUCKET/PREFIX/; run again with the same one to go on
     #[arg(long, short, value_name = "DIR", help_heading = "What")]
     output: PathBuf,
 
@@ -106,7 +106,7 @@ settings! {
     #[arg(long, value_name = "OUT|DIR/", help_heading = "Which pictures")]
     #[serde(deserialize_with = "words")]
     since: Vec<String>,
-    /// What tells a changed picture: mtime (with size), size, or sha256 [default: mtime]
+    /// What tells a changed picture: mtime (with size), size, or sha256; etag or size on S3 [default: mtime, etag]
     #[arg(long, value_name = "KIND", help_heading = "Which pictures")]
     identity: String,
     /// A folder without pictures is fine (exit 0 instead of 5)
@@ -157,7 +157,7 @@ settings! {
     /// Store parts as lines, or compressed: none, gzip or zstd [default: none]
     #[arg(long, value_name = "KIND", help_heading = "Output")]
     compress: String,
-    /// Write pictures with boxes and labels into this folder, as KEY.annotated.jpg
+    /// Write pictures with boxes and labels into this folder (or s3://), as KEY.annotated.jpg
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     annotate: PathBuf,
     /// When another run holds the output: fail, skip (exit 0), or wait=TIME [default: fail]
@@ -166,6 +166,31 @@ settings! {
     /// Run without a lock, where the file system has none
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Output")]
     no_lock: bool,
+
+    /// The S3 server, where it is not AWS [default: AWS_ENDPOINT_URL_S3]
+    #[arg(long, value_name = "URL", help_heading = "S3")]
+    endpoint_url: String,
+    /// The region of the buckets [default: AWS_REGION, or the profile's]
+    #[arg(long, value_name = "NAME", help_heading = "S3")]
+    region: String,
+    /// The bucket in the path, not in the host's name [default: where the server is not AWS]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "S3")]
+    s3_path_style: bool,
+    /// When to use S3's newer checksums: when_supported, or when_required for servers without them [default: when_supported]
+    #[arg(long, value_name = "WHEN", help_heading = "S3")]
+    s3_checksums: String,
+    /// Sign no request: for public buckets
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "S3")]
+    no_sign_request: bool,
+    /// Pay for requests, in buckets where whoever asks pays
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "S3")]
+    request_payer: bool,
+    /// How the server encrypts what is written: AES256, aws:kms or aws:kms:dsse [default: the bucket's own way]
+    #[arg(long, value_name = "KIND", help_heading = "S3")]
+    sse: String,
+    /// The key for --sse aws:kms
+    #[arg(long, value_name = "ID", help_heading = "S3")]
+    sse_kms_key_id: String,
 
     /// What the finished job must hold, else exit 6: "errors < 2%", "class person == 0" (repeatable)
     #[arg(long, value_name = "METRIC OP N[%]", help_heading = "Reports")]
@@ -234,7 +259,8 @@ impl Settings {
             JobError::Usage(format!("cannot find the folder `{}`: {error}", base.display()))
         })?;
         let settle = |path: &Path| -> PathBuf {
-            if path == Path::new("-") || path.is_absolute() {
+            let is_url = path.to_str().is_some_and(|text| text.contains("://"));
+            if is_url || path == Path::new("-") || path.is_absolute() {
                 return path.to_owned();
             }
             let mut settled = base.clone();
@@ -258,18 +284,107 @@ impl Settings {
             &mut self.prometheus,
         ];
         for path in paths.into_iter().flatten() {
-            if let Some(url) = path.to_str().filter(|text| text.contains("://")) {
-                return Err(JobError::Usage(format!(
-                    "`{url}`: this haul reads and writes files and folders only (no S3 yet, and \
-                     URLs are never fetched)"
-                )));
-            }
+            Place::parse(path).map_err(JobError::Usage)?;
             *path = settle(path);
         }
         for since in self.since.iter_mut().flatten() {
+            Place::parse(Path::new(since.as_str())).map_err(JobError::Usage)?;
             *since = settle(Path::new(since.as_str())).to_string_lossy().into_owned();
         }
         Ok(self)
+    }
+}
+
+/// How S3 is reached, as settings and the flags of commands without settings say it.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct S3Flags {
+    /// The S3 server, where it is not AWS [default: AWS_ENDPOINT_URL_S3]
+    #[arg(long, value_name = "URL", help_heading = "S3")]
+    endpoint_url: Option<String>,
+    /// The region of the buckets [default: AWS_REGION, or the profile's]
+    #[arg(long, value_name = "NAME", help_heading = "S3")]
+    region: Option<String>,
+    /// The bucket in the path, not in the host's name [default: where the server is not AWS]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "S3")]
+    s3_path_style: Option<bool>,
+    /// When to use S3's newer checksums: when_supported or when_required
+    #[arg(long, value_name = "WHEN", help_heading = "S3")]
+    s3_checksums: Option<String>,
+    /// Sign no request: for public buckets
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "S3")]
+    no_sign_request: Option<bool>,
+    /// Pay for requests, in buckets where whoever asks pays
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "S3")]
+    request_payer: Option<bool>,
+}
+
+impl S3Flags {
+    /// The same as settings.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            endpoint_url: self.endpoint_url.clone(),
+            region: self.region.clone(),
+            s3_path_style: self.s3_path_style,
+            s3_checksums: self.s3_checksums.clone(),
+            no_sign_request: self.no_sign_request,
+            request_payer: self.request_payer,
+            ..Settings::default()
+        }
+    }
+
+    /// The same, checked.
+    ///
+    /// # Errors
+    /// As [`Settings::s3`].
+    pub fn options(&self) -> Result<S3Options, JobError> {
+        self.settings().s3()
+    }
+}
+
+impl Settings {
+    /// How S3 is reached.
+    ///
+    /// # Errors
+    /// [`JobError::Usage`] naming the setting, its value and what it may be.
+    pub fn s3(&self) -> Result<S3Options, JobError> {
+        let wrong = |name: &str, value: &str, what: &str| {
+            Err(JobError::Usage(format!("--{name} is `{value}`; it is {what}")))
+        };
+        if let Some(url) = self.endpoint_url.as_deref() {
+            let host = url.strip_prefix("http://").or(url.strip_prefix("https://"));
+            if host.is_none_or(|host| host.is_empty() || host.contains('@')) {
+                let what = "a server, such as https://s3.example.org:9000 (without credentials)";
+                return wrong("endpoint-url", url, what);
+            }
+        }
+        let checksums = match self.s3_checksums.as_deref() {
+            None => None,
+            Some("when_supported" | "when-supported") => Some(Checksums::WhenSupported),
+            Some("when_required" | "when-required") => Some(Checksums::WhenRequired),
+            Some(other) => {
+                return wrong("s3-checksums", other, "when_supported or when_required");
+            }
+        };
+        match self.sse.as_deref() {
+            None | Some("AES256" | "aws:kms" | "aws:kms:dsse") => {}
+            Some(other) => return wrong("sse", other, "AES256, aws:kms or aws:kms:dsse"),
+        }
+        if let Some(key) = &self.sse_kms_key_id
+            && !self.sse.as_deref().is_some_and(|kind| kind.starts_with("aws:kms"))
+        {
+            return wrong("sse-kms-key-id", key, "for --sse aws:kms");
+        }
+        Ok(S3Options {
+            endpoint_url: self.endpoint_url.clone(),
+            region: self.region.clone(),
+            path_style: self.s3_path_style,
+            checksums,
+            unsigned: self.no_sign_request == Some(true),
+            request_payer: self.request_payer == Some(true),
+            sse: self.sse.clone(),
+            sse_kms_key_id: self.sse_kms_key_id.clone(),
+        })
     }
 }
 

@@ -3,14 +3,15 @@
 //! The earlier plans are merged in key order beside the listing, so memory does not grow with them.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::chain::Chain;
 use super::exit::JobError;
 use super::manifest::{Ancestor, Job, Manifest};
 use super::plan::{Segment, segment_name};
-use crate::store::{Key, Listed, Listing, LocalStore, Object, Skip, Store, StoreError};
+use super::session::open_output;
+use crate::store::{Key, Listed, Listing, Object, Place, S3Options, Skip, Store, StoreError};
 
 /// The plans of earlier outputs, oldest first.
 #[derive(Debug)]
@@ -27,47 +28,55 @@ pub(super) struct Resolved {
     pub unfinished: Vec<String>,
 }
 
-fn open(output: &Path) -> Manifest {
-    Manifest::new(Arc::new(LocalStore::new(output, "_manifest/tmp")))
+fn open(output: &Place, s3: &S3Options) -> Manifest {
+    Manifest::new(open_output(output, s3))
+}
+
+/// An output as job.json names it.
+fn place(name: &str) -> Result<Place, JobError> {
+    Place::parse(Path::new(name)).map_err(JobError::Usage)
 }
 
 /// Finds out which outputs `--since` means.
 ///
 /// # Errors
 /// [`JobError::Usage`] for a name that is no output, or an output that is not finished.
-pub(super) fn resolve(since: &[String], own_output: &Path) -> Result<Resolved, JobError> {
-    let mut named: Vec<(u64, PathBuf)> = Vec::new();
+pub(super) fn resolve(
+    since: &[String],
+    own_output: &Place,
+    s3: &S3Options,
+) -> Result<Resolved, JobError> {
+    let mut named: Vec<(u64, String)> = Vec::new();
     let mut resolved = Resolved::default();
     for given in since {
-        let path = Path::new(given);
-        let manifest = open(path);
+        let path = place(given)?;
+        let manifest = open(&path, s3);
         if let Some(job) = manifest.job()? {
             if manifest.success()?.is_none() {
                 return Err(JobError::Usage(format!(
                     "--since {given}: that job is not finished (haul resume {given} first)"
                 )));
             }
-            named.push((job.created_ms, path.to_owned()));
+            named.push((job.created_ms, path.to_string()));
             continue;
         }
-        let fault = |error| StoreError::new("list", path, error);
-        if !path.is_dir() {
+        let inner = folders(&path, s3)?;
+        if inner.is_empty() && !path.local().is_some_and(Path::is_dir) {
             return Err(JobError::Usage(format!(
                 "--since {given}: there is no output of haul, nor a folder of them"
             )));
         }
-        for entry in std::fs::read_dir(path).map_err(fault)? {
-            let inner = entry.map_err(fault)?.path();
-            if !inner.is_dir() || same_folder(&inner, own_output) {
+        for inner in inner {
+            if inner.is_same(own_output) {
                 continue;
             }
-            let manifest = open(&inner);
+            let manifest = open(&inner, s3);
             match manifest.job()? {
                 None => {}
                 Some(_) if manifest.success()?.is_none() => {
-                    resolved.unfinished.push(inner.display().to_string());
+                    resolved.unfinished.push(inner.to_string());
                 }
-                Some(job) => named.push((job.created_ms, inner)),
+                Some(job) => named.push((job.created_ms, inner.to_string())),
             }
         }
     }
@@ -75,37 +84,54 @@ pub(super) fn resolve(since: &[String], own_output: &Path) -> Result<Resolved, J
     resolved.unfinished.sort();
     let mut seen = BTreeSet::new();
     for (_, output) in named {
-        visit(&output, &mut seen, &mut resolved.ancestors)?;
+        visit(&output, s3, &mut seen, &mut resolved.ancestors)?;
     }
     Ok(resolved)
 }
 
 /// Adds an output after those it was made since, so that the latest identity comes last.
 fn visit(
-    output: &Path,
+    name: &str,
+    s3: &S3Options,
     seen: &mut BTreeSet<String>,
     ancestors: &mut Vec<Ancestor>,
 ) -> Result<(), JobError> {
-    let name = output.display().to_string();
-    if !seen.insert(name.clone()) {
+    if !seen.insert(name.to_owned()) {
         return Ok(());
     }
-    let manifest = open(output);
+    let manifest = open(&place(name)?, s3);
     let missing = || JobError::Usage(format!("--since: `{name}` has no finished plan any more"));
     let job: Job = manifest.job()?.ok_or_else(missing)?;
     for ancestor in &job.since {
-        visit(Path::new(&ancestor.output), seen, ancestors)?;
+        visit(&ancestor.output, s3, seen, ancestors)?;
     }
     let plan = manifest.plan()?.ok_or_else(missing)?;
-    ancestors.push(Ancestor { output: name, plan_sha256: plan.sha256 });
+    ancestors.push(Ancestor { output: name.to_owned(), plan_sha256: plan.sha256 });
     Ok(())
 }
 
-fn same_folder(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => a == b,
+/// The folders in a folder, or the prefixes in a prefix.
+fn folders(of: &Place, s3: &S3Options) -> Result<Vec<Place>, JobError> {
+    let path = match of {
+        Place::Local(path) => path,
+        Place::S3(location) => {
+            let names = open_output(of, s3).list(Path::new(""))?;
+            let at = |name: &String| Place::S3(location.folder().join(name).folder());
+            return Ok(names.iter().map(at).collect());
+        }
+    };
+    if !path.is_dir() {
+        return Ok(Vec::new());
     }
+    let fault = |error| StoreError::new("list", path, error);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(fault)? {
+        let inner = entry.map_err(fault)?.path();
+        if inner.is_dir() {
+            found.push(Place::Local(inner));
+        }
+    }
+    Ok(found)
 }
 
 impl Known {
@@ -113,10 +139,10 @@ impl Known {
     ///
     /// # Errors
     /// When one of them is gone or is another plan now.
-    pub fn open(ancestors: &[Ancestor]) -> Result<Option<Known>, JobError> {
+    pub fn open(ancestors: &[Ancestor], s3: &S3Options) -> Result<Option<Known>, JobError> {
         let mut stores: Vec<Arc<dyn Store>> = Vec::new();
         for ancestor in ancestors {
-            let manifest = open(Path::new(&ancestor.output));
+            let manifest = open(&place(&ancestor.output)?, s3);
             let plan = manifest.plan()?.filter(|plan| plan.sha256 == ancestor.plan_sha256);
             let plan = plan.ok_or_else(|| {
                 JobError::Usage(format!(
@@ -212,6 +238,7 @@ impl<'a> Cursor<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::LocalStore;
 
     #[test]
     fn a_missing_segment_is_not_the_end_of_a_plan() {

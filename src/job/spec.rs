@@ -17,13 +17,15 @@ use super::shard::ShardChoice;
 use super::terminal::Progress;
 use crate::engine::Precision;
 use crate::picture::{Limits, Truncated};
-use crate::store::IdentityKind;
+use crate::store::{IdentityKind, Location, Place, S3Options};
 
 /// Where the pictures come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     /// A folder, a picture or a list.
     Path(PathBuf),
+    /// A prefix of a bucket, or a list in one.
+    S3(Location),
     /// A list on standard input.
     Stdin,
 }
@@ -58,7 +60,9 @@ pub struct Spec {
     /// Where pictures come from.
     pub input: Input,
     /// Where results go.
-    pub output: PathBuf,
+    pub output: Place,
+    /// How S3 is reached, if anything is there.
+    pub s3: S3Options,
     /// Least confidence.
     pub conf: f64,
     /// Overlap that makes two boxes one object.
@@ -120,7 +124,7 @@ pub struct Spec {
     /// How parts are stored.
     pub compress: Compress,
     /// Where annotated pictures go.
-    pub annotate: Option<PathBuf>,
+    pub annotate: Option<Place>,
     /// When the output is locked.
     pub if_locked: IfLocked,
     /// Do not lock.
@@ -158,6 +162,15 @@ impl Spec {
                 )));
             }
         }
+        let place = |path: &Path| Place::parse(path).map_err(usage);
+        let annotate = s.annotate.as_deref().map(place).transpose()?;
+        let place_of_output = place(&output)?;
+        let input = match place(&input)? {
+            _ if input == Path::new("-") => Input::Stdin,
+            Place::Local(path) => Input::Path(path),
+            Place::S3(location) => Input::S3(location),
+        };
+        let s3 = s.s3()?;
         let unit = |value: Option<f64>, name: &str| match value {
             Some(value) if (0.0..=1.0).contains(&value) => Ok(value),
             other => Err(usage(format!("--{name} is {}; it lies between 0 and 1", show(other)))),
@@ -190,7 +203,7 @@ impl Spec {
             }
             _ => {}
         }
-        if s.annotate.as_deref() == Some(&output) {
+        if annotate.as_ref().is_some_and(|annotate| annotate.is_same(&place_of_output)) {
             let what = "--annotate is --output; give annotated pictures a folder of their own";
             return Err(usage(what.to_owned()));
         }
@@ -199,9 +212,17 @@ impl Spec {
             Some(name) => Precision::from_str(name)
                 .map_err(|_| choice("precision", name, "auto, f32 or bf16"))?,
         };
+        let in_bucket = matches!(input, Input::S3(_));
+        let default = if in_bucket { "etag" } else { "mtime" };
+        s.identity.get_or_insert_with(|| default.to_owned());
         let identity = match s.identity.as_deref() {
-            None | Some("mtime") => IdentityKind::Mtime,
+            None => IdentityKind::Mtime,
             Some("size") => IdentityKind::Size,
+            Some("etag") if in_bucket => IdentityKind::Etag,
+            Some(other) if in_bucket => {
+                return Err(choice("identity", other, "etag or size on S3"));
+            }
+            Some("mtime") => IdentityKind::Mtime,
             Some("sha256") => IdentityKind::Sha256,
             Some(other) => return Err(choice("identity", other, "mtime, size or sha256")),
         };
@@ -241,7 +262,7 @@ impl Spec {
             github: s.github == Some(true),
             prometheus: s.prometheus.clone(),
         };
-        notices.check_paths(&output)?;
+        notices.check_paths(&place_of_output)?;
         let gates = s.gate.iter().flatten().map(|gate| Gate::parse(gate));
         let gates = gates.collect::<Result<_, _>>()?;
         let max_runtime =
@@ -256,8 +277,9 @@ impl Spec {
         };
         Ok(Spec {
             model,
-            input: if input == Path::new("-") { Input::Stdin } else { Input::Path(input) },
-            output,
+            input,
+            output: place_of_output,
+            s3,
             conf: unit(s.conf, "conf")?,
             iou: unit(s.iou, "iou")?,
             max_det: at_least_one(s.max_det, "max-det")?.unwrap_or(1),
@@ -291,7 +313,7 @@ impl Spec {
                 pictures: at_least_one(s.max_images, "max-images")?.unwrap_or(1),
             },
             compress,
-            annotate: s.annotate.clone(),
+            annotate,
             if_locked,
             no_lock: s.no_lock == Some(true),
             gates,
@@ -315,7 +337,6 @@ fn defaults() -> Settings {
         boxes: Some("pixels".into()),
         hidden: Some(false),
         follow_symlinks: Some(false),
-        identity: Some("mtime".into()),
         allow_empty: Some(false),
         truncated: Some("reject".into()),
         max_pixels: Some(100_000_000),

@@ -1,7 +1,6 @@
 //! Looking at an output without touching it: what is planned, what is committed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -16,7 +15,7 @@ use super::report::Share;
 use super::session::open_output;
 use super::shard::Shard;
 use super::tally::Tally;
-use crate::store::Store;
+use crate::store::{Place, S3Options, Store};
 
 /// Where a mini-batch stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -79,8 +78,8 @@ impl Survey {
     ///
     /// # Errors
     /// [`JobError::Usage`] when there is no job in it.
-    pub fn open(output: &Path) -> Result<Survey, JobError> {
-        Survey::on(open_output(output))
+    pub fn open(output: &Place, s3: &S3Options) -> Result<Survey, JobError> {
+        Survey::on(open_output(output, s3))
     }
 
     /// Opens the output that a store holds.

@@ -13,13 +13,13 @@ use serde_json::{Map, Value};
 use super::exit::JobError;
 use super::settings::{NAMES, Settings, closest};
 use super::shard::check_job_file;
-use crate::store::is_manifest;
+use crate::store::{Location, is_manifest};
 
 /// What settings begin with in `Environment`.
 const PREFIX: &str = "HAUL_";
 
 /// Where a model's name is looked for: as it is, then with these suffixes.
-const MODEL_SUFFIXES: [&str; 4] = ["", ".pt", ".safetensors", ".haulpack"];
+const MODEL_SUFFIXES: [&str; 5] = ["", ".pt", ".safetensors", ".tar.gz", ".haulpack"];
 
 /// Fields that say nothing about what haul does.
 const IGNORED: [&str; 4] = ["TransformJobName", "TransformResources", "Tags", "ExperimentConfig"];
@@ -293,13 +293,17 @@ fn fields(
     if let Some(processing) = request.object("DataProcessing")? {
         data_processing(&processing)?;
     }
+    let (output, key) = output(request, over)?;
+    let key = key.filter(|_| over.sse.is_none());
     Ok(Settings {
+        sse: key.is_some().then(|| "aws:kms".to_owned()),
+        sse_kms_key_id: key,
         model: match over.model {
             Some(_) => None,
             None => request.text("ModelName")?.map(|name| find_model(name, folder)).transpose()?,
         },
         input: input(request, over)?,
-        output: output(request, over)?,
+        output,
         batch_timeout,
         workers: workers
             .filter(|&workers| workers > 0)
@@ -352,7 +356,7 @@ fn input(request: &Fields<'_>, over: &Settings) -> Result<Option<PathBuf>, Strin
         [("AugmentedManifestFile", augmented), ("Converse", "it is for training language models")];
     let kind = source.word("S3DataType", &["S3Prefix", "ManifestFile"], &refused)?;
     let (None, Some(uri)) = (&over.input, source.text("S3Uri")?) else { return Ok(None) };
-    let path = local(uri, &source.at("S3Uri"), "--input")?;
+    let path = place(uri, &source.at("S3Uri"))?;
     let name = source.at("S3DataType");
     match (kind, is_manifest(&path)) {
         (None, _) => Err(format!("{name} is missing; it is S3Prefix or ManifestFile")),
@@ -366,8 +370,12 @@ fn input(request: &Fields<'_>, over: &Settings) -> Result<Option<PathBuf>, Strin
     }
 }
 
-fn output(request: &Fields<'_>, over: &Settings) -> Result<Option<PathBuf>, String> {
-    let Some(output) = request.object("TransformOutput")? else { return Ok(None) };
+/// The output, and the key of KMS for what is written there.
+fn output(
+    request: &Fields<'_>,
+    over: &Settings,
+) -> Result<(Option<PathBuf>, Option<String>), String> {
+    let Some(output) = request.object("TransformOutput")? else { return Ok((None, None)) };
     output.only(&["S3OutputPath", "Accept", "AssembleWith", "KmsKeyId"])?;
     output.word("AssembleWith", &["None", "Line"], &[])?;
     if let Some(kind) = output.text("Accept")? {
@@ -382,35 +390,46 @@ fn output(request: &Fields<'_>, over: &Settings) -> Result<Option<PathBuf>, Stri
             ));
         }
     }
-    if let Some(key) = output.text("KmsKeyId")?.filter(|key| !key.is_empty()) {
+    let path = match (&over.output, output.text("S3OutputPath")?) {
+        (None, Some(uri)) => Some(place(uri, &output.at("S3OutputPath"))?),
+        _ => None,
+    };
+    let key = output.text("KmsKeyId")?.filter(|key| !key.is_empty());
+    let to = over.output.as_ref().or(path.as_ref());
+    if let Some(key) = key
+        && !to.is_some_and(|to| to.to_string_lossy().starts_with("s3://"))
+    {
         return Err(format!(
             "{} is `{key}`: haul does not encrypt what it writes into a folder (leave it out, and \
              encrypt the disk)",
             output.at("KmsKeyId")
         ));
     }
-    let (None, Some(uri)) = (&over.output, output.text("S3OutputPath")?) else { return Ok(None) };
-    local(uri, &output.at("S3OutputPath"), "--output").map(Some)
+    Ok((path, key.map(str::to_owned)))
 }
 
-/// The path in a field that SageMaker has a URI of S3 in.
-fn local(uri: &str, name: &str, flag: &str) -> Result<PathBuf, String> {
+/// The place in a field that SageMaker has a URI of S3 in; it may be a path, too.
+fn place(uri: &str, name: &str) -> Result<PathBuf, String> {
     let path = match uri.split_once("://") {
         None => uri,
         Some(("file", path)) if path.starts_with('/') => path,
         Some(("s3", _)) => {
-            return Err(format!(
-                "{name} is `{uri}`, which this version of haul does not reach yet: S3 is to come \
-                 ({flag} PATH goes over it; a path or file:///path may stand in the file, too)"
-            ));
+            Location::parse(uri).map_err(|what| format!("{name}: {what}"))?;
+            uri
         }
-        Some(_) => return Err(format!("{name} is `{uri}`; it is a path, or file:///path")),
+        Some(_) => {
+            return Err(format!("{name} is `{uri}`; it is s3://BUCKET/PREFIX, or a path"));
+        }
     };
     if path.is_empty() { Err(format!("{name} is empty")) } else { Ok(PathBuf::from(path)) }
 }
 
-/// The checkpoint of a name: a path relative to the job file, with or without its suffix.
+/// The checkpoint of a name: an address of S3, or a path relative to the job file, with or without
+/// its suffix.
 fn find_model(name: &str, folder: &Path) -> Result<PathBuf, String> {
+    if name.starts_with("s3://") {
+        return Ok(name.into());
+    }
     let candidates = MODEL_SUFFIXES.map(|suffix| format!("{name}{suffix}"));
     let found = candidates.iter().find(|candidate| folder.join(candidate).is_file());
     found.map(PathBuf::from).ok_or_else(|| {
@@ -505,6 +524,21 @@ mod tests {
     }
 
     #[test]
+    fn a_request_of_sagemakers_runs_as_it_is() {
+        let mut request = full();
+        request["ModelName"] = json!("s3://b/models/model.tar.gz");
+        request["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"] = json!("s3://b/in/%2B ");
+        request["TransformOutput"]["S3OutputPath"] = json!("s3://b/out/");
+        request["TransformOutput"]["KmsKeyId"] = json!("alias/key");
+        let settings = settings(&request);
+        assert_eq!(settings.model.unwrap(), Path::new("s3://b/models/model.tar.gz"));
+        assert_eq!(settings.input.unwrap().to_str().unwrap(), "s3://b/in/%2B ");
+        assert_eq!(settings.output.unwrap().to_str().unwrap(), "s3://b/out/");
+        assert_eq!(settings.sse.unwrap(), "aws:kms");
+        assert_eq!(settings.sse_kms_key_id.unwrap(), "alias/key");
+    }
+
+    #[test]
     fn zero_is_what_it_is_to_aws() {
         let zero = json!({"MaxConcurrentTransforms": 0, "MaxPayloadInMB": 0, "BatchStrategy": "MultiRecord"});
         assert_eq!(settings(&zero), Settings::default());
@@ -578,11 +612,11 @@ mod tests {
             (input("ContentType", "text/csv"), "haul reads pictures"),
             (source("AugmentedManifestFile", "a"), "SageMaker does not take it"),
             (source("Converse", "a"), "language models"),
-            (source("S3Prefix", "s3://bucket/a"), "S3DataSource.S3Uri is `s3://bucket/a`"),
-            (source("S3Prefix", "https://a/b"), "it is a path, or file:///path"),
+            (source("S3Prefix", "s3://"), "S3DataSource.S3Uri: `s3://` names no bucket"),
+            (source("S3Prefix", "https://a/b"), "it is s3://BUCKET/PREFIX, or a path"),
             (source("S3Prefix", "a.manifest"), "for that it is `ManifestFile`"),
             (source("ManifestFile", "photos"), "does not end in .json or .manifest"),
-            (output("S3OutputPath", "s3://bucket/a"), "--output PATH goes over it"),
+            (output("S3OutputPath", "gs://bucket/a"), "it is s3://BUCKET/PREFIX, or a path"),
             (output("Accept", "text/csv"), "haul writes JSON Lines"),
             (output("AssembleWith", "Comma"), "it is None or Line"),
             (output("KmsKeyId", "arn:aws:kms:x"), "haul does not encrypt"),
@@ -594,7 +628,10 @@ mod tests {
             (json!({"BatchStrategy": "Bogus"}), "it is MultiRecord or SingleRecord"),
             (json!({"BatchStrategy": 1}), "BatchStrategy is 1; it is a text"),
             (json!({"TransformInput": 1}), "TransformInput is 1; it is an object"),
-            (json!({"ModelName": "nothing"}), "also not with .pt, .safetensors, .haulpack"),
+            (
+                json!({"ModelName": "nothing"}),
+                "also not with .pt, .safetensors, .tar.gz, .haulpack",
+            ),
             (json!({"Environment": {"HAUL_CONFF": "1"}}), "did you mean `HAUL_CONF`?"),
             (json!({"Environment": {"HAUL_Q": "1"}}), "there is no setting `HAUL_Q`"),
             (json!({"Environment": {"HAUL_CONF": "high"}}), "Environment.HAUL_CONF: invalid value"),

@@ -1,7 +1,5 @@
 //! Proof after the fact: parts against records, lines against plan and schema, totals against all.
 
-use std::path::Path;
-
 use serde::Serialize;
 use serde_json::Value;
 
@@ -40,19 +38,11 @@ impl Verdict {
     }
 }
 
-/// Reads everything that is committed and checks it.
+/// Reads everything that is committed in an output and checks it.
 ///
 /// # Errors
-/// When there is no job, or the store fails; damage is not an error but a mismatch.
-pub fn verify(output: &Path) -> Result<Verdict, JobError> {
-    verify_survey(&Survey::open(output)?)
-}
-
-/// The same for an output that is open already.
-///
-/// # Errors
-/// As [`verify`].
-pub fn verify_survey(survey: &Survey) -> Result<Verdict, JobError> {
+/// When the store fails; damage is not an error but a mismatch.
+pub fn verify(survey: &Survey) -> Result<Verdict, JobError> {
     let schema = LineSchema::new();
     let mut verdict = Verdict::default();
     let mut wrong = Vec::new();

@@ -58,6 +58,10 @@ impl StoreError {
 }
 
 fn hint(source: &io::Error, bytes: Option<u64>) -> String {
+    if source.get_ref().is_some() {
+        // No system's error: whoever made it has said what it may be.
+        return String::new();
+    }
     match (source.kind(), bytes) {
         (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, Some(bytes)) => {
             format!(

@@ -11,7 +11,9 @@
 mod error;
 mod hash;
 mod hold;
+mod input;
 mod key;
+mod lists;
 mod local;
 mod place;
 mod reading;
@@ -22,14 +24,16 @@ mod text;
 pub use error::{Class, StoreError};
 pub use hash::{hex, sha256, sha256_of};
 pub use hold::Hold;
+pub use input::open_input;
 pub use key::Key;
+pub use lists::{is_manifest, is_table};
 pub use local::{
     Disk, DiskFile, IdentityKind, LocalSource, LocalStore, Lock, LockError, MOST_SHARDS,
-    SourceOptions, SystemDisk, annotated_name, is_manifest, is_table,
+    SourceOptions, SystemDisk, annotated_name,
 };
 pub use place::{Location, Place};
 pub use reading::Reading;
-pub use s3::{Checksums, Lease, S3, S3Options, S3Source, S3Store, Traffic};
+pub use s3::{Checksums, Lease, S3, S3Options, S3Source, S3SourceOptions, S3Store, Traffic};
 pub use text::one_line;
 
 pub(crate) use local::settled;

@@ -30,6 +30,20 @@ impl Place {
         }
     }
 
+    /// Whether both are the same folder: links are followed where they are there, and a prefix is
+    /// one with and without the `/` at its end.
+    #[must_use]
+    pub fn is_same(&self, other: &Place) -> bool {
+        let canonical = |path: &Path| path.canonicalize().ok();
+        match (self, other) {
+            (Place::Local(a), Place::Local(b)) => {
+                a == b || canonical(a).is_some_and(|a| canonical(b) == Some(a))
+            }
+            (Place::S3(a), Place::S3(b)) => a.folder() == b.folder(),
+            _ => false,
+        }
+    }
+
     /// The path, where it is one of this machine.
     #[must_use]
     pub fn local(&self) -> Option<&Path> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crossbeam_channel::Receiver;
 use haul::job::{
     Exit, JobError, Loaded, Mode, Opened, Outcome, Settings, Spec, Survey, Terminal, Verbosity,
-    load_model, open_on, run, verify_survey,
+    load_model, open_on, run, verify,
 };
 use haul::store::{LocalStore, Store};
 use tempfile::TempDir;
@@ -187,7 +187,7 @@ impl Job {
         }
         let survey = Survey::on(store).map_err(|error| format!("status: {error}"))?;
         survey.status().map_err(|error| format!("status: {error}"))?;
-        let verdict = verify_survey(&survey).map_err(|error| format!("verify: {error}"))?;
+        let verdict = verify(&survey).map_err(|error| format!("verify: {error}"))?;
         match verdict.mismatches.is_empty() {
             true => Ok(()),
             false => Err(format!("verify: {}", verdict.mismatches.join("; "))),

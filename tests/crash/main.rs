@@ -17,7 +17,7 @@ mod machine;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use haul::job::{Exit, JobError, Mode, Survey, verify_survey};
+use haul::job::{Exit, JobError, Mode, Survey, verify};
 use haul::store::{LocalStore, PutNew, Store, StoreError};
 use job::Job;
 use machine::{Draw, Fate, Lie, Loss, Machine, Process};
@@ -519,5 +519,5 @@ fn the_double_keeps_only_what_was_synced() {
     assert_eq!(kept.get("kept").unwrap(), b"1");
     assert!(!kept.contains_key("lost"));
     assert_eq!(names(Loss::Nothing).get("lost").unwrap(), b"2");
-    assert!(Survey::on(Arc::new(store)).and_then(|survey| verify_survey(&survey)).is_err());
+    assert!(Survey::on(Arc::new(store)).and_then(|survey| verify(&survey)).is_err());
 }

@@ -46,16 +46,15 @@ pub enum Form {
 /// # Errors
 /// When the job is not finished and `partial` is not set, a part is damaged, or the target cannot
 /// be written.
-pub fn export(output: &Path, form: Form, to: &Path, partial: bool) -> Result<Exported, JobError> {
-    let survey = Survey::open(output)?;
+pub fn export(survey: &Survey, form: Form, to: &Path, partial: bool) -> Result<Exported, JobError> {
     if survey.manifest.success()?.is_none() && !partial {
-        let out = output.display();
+        let out = survey.manifest.store().describe();
         return Err(JobError::Usage(format!(
             "`{out}` is not finished (haul resume {out}; or --partial exports what there is)"
         )));
     }
     if form == Form::Yolo {
-        return yolo::export(&survey, to);
+        return yolo::export(survey, to);
     }
     let fault = |error| StoreError::new("write", to, error);
     let target = || {
@@ -65,7 +64,7 @@ pub fn export(output: &Path, form: Form, to: &Path, partial: bool) -> Result<Exp
     };
     if to == Path::new("-") {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-        let exported = write(&survey, form, &mut out)?;
+        let exported = write(survey, form, &mut out)?;
         out.flush().map_err(fault)?;
         return Ok(exported);
     }
@@ -73,7 +72,7 @@ pub fn export(output: &Path, form: Form, to: &Path, partial: bool) -> Result<Exp
     let folder = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let file = tempfile::NamedTempFile::new_in(folder).map_err(fault)?;
     let mut out = std::io::BufWriter::new(file);
-    let exported = write(&survey, form, &mut out)?;
+    let exported = write(survey, form, &mut out)?;
     let file = out.into_inner().map_err(|error| fault(error.into_error()))?;
     file.as_file().sync_all().map_err(fault)?;
     target()?;

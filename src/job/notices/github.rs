@@ -93,7 +93,7 @@ pub(super) fn summary(ended: &Ended<'_>, taken: u64) -> String {
     let state = ended.report.map_or("failed", |report| report.state.as_str());
     let exit = ended.exit as u8;
     let mark = if exit == 0 { "✅" } else { "❌" };
-    let output = cell(&ended.output.to_string_lossy());
+    let output = cell(ended.output);
     let mut rows =
         vec![format!("| {mark} haul | {state}, exit code {exit} |\n"), "| --- | --- |\n".into()];
     let mut row = |what: &str, value: &str| rows.push(format!("| {what} | {value} |\n"));

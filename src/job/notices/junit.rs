@@ -33,7 +33,7 @@ pub(super) fn document(ended: &Ended<'_>) -> String {
     // The schema wants no zone; it is UTC.
     let time = humantime::format_rfc3339_seconds(ended.time).to_string();
     let time = time.trim_end_matches('Z');
-    let output = attribute(&ended.output.to_string_lossy());
+    let output = attribute(ended.output);
     let exit = ended.exit as u8;
 
     let mut xml = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");

@@ -18,7 +18,7 @@ use super::line::Line;
 use super::report::Report;
 use super::survey::Survey;
 use super::terminal::Terminal;
-use crate::store::{StoreError, one_line};
+use crate::store::{Place, StoreError, one_line};
 
 /// So many failed pictures are named; the others are counted.
 pub const MOST_NAMED: usize = 100;
@@ -38,7 +38,7 @@ pub struct Notices {
 #[derive(Clone, Copy, Debug)]
 pub struct Ended<'a> {
     /// The output's folder.
-    pub output: &'a Path,
+    pub output: &'a str,
     /// The exit code.
     pub exit: Exit,
     /// Why, where it failed or stopped itself.
@@ -104,11 +104,11 @@ impl Notices {
     ///
     /// # Errors
     /// [`JobError::Usage`] naming the flag.
-    pub fn check_paths(&self, output: &Path) -> Result<(), JobError> {
+    pub fn check_paths(&self, output: &Place) -> Result<(), JobError> {
         for (flag, path) in self.files() {
             let wrong =
                 |what: &str| JobError::Usage(format!("--{flag} `{}` {what}", path.display()));
-            if path.starts_with(output) {
+            if output.local().is_some_and(|output| path.starts_with(output)) {
                 return Err(wrong("is in --output, which is for the results only"));
             }
             if self.files().any(|(other, there)| other != flag && there == path) {
@@ -186,8 +186,7 @@ impl Notices {
 ///
 /// # Errors
 /// When the output cannot be read.
-pub fn failures(output: &Path, fresh: Vec<Line>) -> Result<Vec<Line>, JobError> {
-    let survey = Survey::open(output)?;
+pub fn failures(survey: &Survey, fresh: Vec<Line>) -> Result<Vec<Line>, JobError> {
     let mut found: Vec<Line> = Vec::new();
     survey.visit(|batch, _, record| {
         if found.len() >= MOST_NAMED || record.is_none_or(|record| record.failed == 0) {
@@ -342,15 +341,7 @@ mod tests {
         failures: &'a [Line],
     ) -> Ended<'a> {
         let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_790_000_000);
-        Ended {
-            output: Path::new("/data/out"),
-            exit,
-            reason: None,
-            report,
-            failures,
-            gates: &[],
-            time,
-        }
+        Ended { output: "/data/out", exit, reason: None, report, failures, gates: &[], time }
     }
 
     #[test]

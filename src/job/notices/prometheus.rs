@@ -49,7 +49,7 @@ fn label(text: &str) -> String {
 
 /// The metrics as text. Of a job that could not be opened there is only how the run ended.
 pub(super) fn metrics(ended: &Ended<'_>) -> String {
-    let output = label(&ended.output.to_string_lossy());
+    let output = label(ended.output);
     let mut metrics = Metrics { text: String::new(), output };
     let time = ended.time.duration_since(UNIX_EPOCH).unwrap_or_default();
     metrics.one("haul_run_exit_code", "How the last run ended.", f64::from(ended.exit as u8));

@@ -36,7 +36,7 @@ use crate::job::strikes::Strikes;
 use crate::job::tally::Tally;
 use crate::job::terminal::{Standing, Terminal};
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
-use crate::store::{Hold, LocalStore, Store as _};
+use crate::store::{Hold, LocalStore, Place, Store as _};
 use crate::yolo::NmsOptions;
 
 /// How often the clock is looked at.
@@ -192,7 +192,10 @@ impl<'a> Dispatcher<'a> {
             mib(shares.budget),
             session.source.describe(),
         ));
-        let strikes = Arc::new(Strikes::open(&spec.output, session.shard.is_some())?);
+        let strikes = Arc::new(Strikes::open(
+            spec.output.local().unwrap_or(std::path::Path::new("/tmp")),
+            session.shard.is_some(),
+        )?);
         strikes.remarks().iter().for_each(|remark| terminal.warn(remark));
         let budget = Budget::new(shares.free, shares.reserve);
         let pool =
@@ -245,10 +248,14 @@ impl<'a> Dispatcher<'a> {
         if let Some((index, count)) = session.shard.map(Shard::numbers) {
             temporaries.push_str(&format!("-{index}-of-{count}"));
         }
-        let annotations = spec.annotate.as_ref().map(|dir| LocalStore::new(dir, &temporaries));
+        let annotations = spec
+            .annotate
+            .as_ref()
+            .and_then(Place::local)
+            .map(|dir| LocalStore::new(dir, &temporaries));
         let report = Report {
-            output: spec.output.display().to_string(),
-            annotated: spec.annotate.as_ref().map(|dir| dir.display().to_string()),
+            output: spec.output.to_string(),
+            annotated: spec.annotate.as_ref().map(Place::to_string),
             workers: shares.workers,
             numeric_class: facts.numeric_class.clone(),
             memory_budget: shares.budget,

@@ -68,6 +68,9 @@ pub enum LockError {
         /// What the system said.
         source: io::Error,
     },
+    /// The store ignores the conditions that a lease is made of; the text says which store.
+    #[error("{0}")]
+    Unguarded(String),
     /// The lock file could not be opened or written.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -1,20 +1,19 @@
 //! Reading pictures from a folder, a single file or a list: [`LocalSource`].
 
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, Read};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::lists::{Prefix, is_manifest, malformed, read_lines, read_manifest};
-use super::table::{Row, is_table, read_table};
 use super::walk::{Entry, Walk};
 use crate::store::hash::{sha256, sha256_of};
-use crate::store::sorter::{Sorted, Sorter};
+use crate::store::lists::{self, Choice, Form, List, Named, Text};
 use crate::store::{
-    Identity, Key, LinkFault, Listed, Listing, Object, ReadError, Select, Skip, Source, StoreError,
+    Identity, Key, LinkFault, Listed, Listing, Object, Place, ReadError, Select, Skip, Source,
+    StoreError,
 };
 
 /// Reads of a file that fail for no lasting reason are tried this often.
@@ -43,6 +42,8 @@ pub enum IdentityKind {
     Size,
     /// Content.
     Sha256,
+    /// On S3: size and entity tag.
+    Etag,
 }
 
 #[derive(Debug)]
@@ -51,22 +52,10 @@ enum Names {
     Tree,
     /// One file in the root.
     One(Key),
-    /// The lines of a file; keys are the lines.
-    List(PathBuf),
-    /// The elements of a SageMaker manifest, whose prefix was this when it was opened.
-    Manifest(PathBuf, Prefix),
-    /// The rows of a table; keys are in one of its columns.
-    Table(PathBuf),
-    /// The lines of a spooled standard input.
-    Spooled(File),
+    /// What a list names.
+    List(List),
     /// Keys and meta of an earlier listing, in order, a zero byte after each; of a tree's if `tree`.
     Keys { file: File, tree: bool },
-}
-
-/// What a list says: a key, and what a table says besides.
-struct Named {
-    key: Key,
-    meta: Option<Box<str>>,
 }
 
 /// A local input.
@@ -85,40 +74,55 @@ impl LocalSource {
     /// # Errors
     /// When the input does not exist, may not be read, or is a list that is malformed.
     pub fn open(input: &Path, options: SourceOptions) -> Result<LocalSource, StoreError> {
+        if let Some(list) = LocalSource::list_at(input, options.key_column.as_deref())? {
+            return LocalSource::from_list(list, input, options);
+        }
         let fault = |error| StoreError::new("read the input", input, error);
         if fs::metadata(input).map_err(fault)?.is_dir() {
             return LocalSource::rooted(input, Names::Tree, options);
         }
-        let folder = match input.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        if is_manifest(input) {
-            let folder = folder.canonicalize().map_err(fault)?;
-            let path = folder.join(input.file_name().unwrap_or_default());
-            let prefix = read_manifest(&path, &folder, |_| Ok(()))?;
-            let root = prefix.root.clone();
-            return LocalSource::rooted(&root, Names::Manifest(path, prefix), options);
-        }
-        if is_table(input) {
-            let names = Names::Table(input.canonicalize().map_err(fault)?);
-            let source = LocalSource::rooted(folder, names, options)?;
-            // Two rows that contradict each other are found before anything is planned.
-            for row in source.sorted_rows(input)? {
-                row?;
-            }
-            return Ok(source);
-        }
-        let is_list = input.extension().is_some_and(|e| e == "txt" || e == "lst");
-        if is_list {
-            // What is wrong with it is found before anything is planned.
-            read_lines(BufReader::new(File::open(input).map_err(fault)?), input, |_| Ok(()))?;
-            let names = Names::List(input.canonicalize().map_err(fault)?);
-            return LocalSource::rooted(folder, names, options);
-        }
         let name = input.file_name().unwrap_or_default();
         let names = Names::One(Key::new(std::os::unix::ffi::OsStrExt::as_bytes(name)));
-        LocalSource::rooted(folder, names, options)
+        LocalSource::rooted(above(input), names, options)
+    }
+
+    /// The list that an input is, if it is one.
+    pub(in crate::store) fn list_at(
+        input: &Path,
+        key_column: Option<&str>,
+    ) -> Result<Option<List>, StoreError> {
+        let fault = |error| StoreError::new("read the input", input, error);
+        if fs::metadata(input).map_err(fault)?.is_dir() {
+            return Ok(None);
+        }
+        let folder = above(input).canonicalize().map_err(fault)?;
+        let Some(form) = Form::of(input, Place::Local(folder.clone()), key_column) else {
+            return Ok(None);
+        };
+        let path = match form {
+            // It may be a link, and its prefix is relative to where that lies.
+            Form::Manifest(_) => folder.join(input.file_name().unwrap_or_default()),
+            _ => input.canonicalize().map_err(fault)?,
+        };
+        List::open(path.clone(), form, Text::At(path)).map(Some)
+    }
+
+    /// What a list at `input` names, beside it if it does not say otherwise.
+    pub(in crate::store) fn from_list(
+        list: List,
+        input: &Path,
+        options: SourceOptions,
+    ) -> Result<LocalSource, StoreError> {
+        let root = match list.root() {
+            None => above(input).to_owned(),
+            Some(Place::Local(root)) => root.clone(),
+            Some(Place::S3(root)) => {
+                let what = format!("its prefix `{root}` is on S3, and a folder is due here");
+                let error = io::Error::new(io::ErrorKind::InvalidData, what);
+                return Err(StoreError::new("read the list", &list.name, error));
+            }
+        };
+        LocalSource::rooted(&root, Names::List(list), options)
     }
 
     /// A list of paths, one a line, relative to `folder`.
@@ -136,14 +140,15 @@ impl LocalSource {
             Ok(file)
         };
         let file = spool().map_err(|error| StoreError::new("read the list from", "-", error))?;
-        let spooled = BufReader::new(FromStart { file: &file, offset: 0 });
-        read_lines(spooled, Path::new("-"), |_| Ok(()))?;
-        LocalSource::rooted(folder, Names::Spooled(file), options)
+        let form = Form::Lines(lists::Names::Paths);
+        let list = List::open(PathBuf::from("-"), form, Text::Spooled(file))?;
+        LocalSource::rooted(folder, Names::List(list), options)
     }
 
     /// Keys that an earlier listing of `folder` had: in byte order, each ended by a zero byte, which
-    /// no name can hold, and followed by its meta (maybe none), which a zero byte ends too. A key that is not there any more is listed as missing; one of a `tree` is
-    /// held to the rules for links in a tree, any other to those for what somebody named.
+    /// no name can hold, and followed by its meta (maybe none), which a zero byte ends too. A key that is not there
+    /// any more is listed as missing; one of a `tree` is held to the rules for links in a tree, any
+    /// other to those for what somebody named.
     ///
     /// # Errors
     /// When the folder does not exist or may not be read.
@@ -180,7 +185,7 @@ impl LocalSource {
 
     fn object(&self, key: Key, meta: &Metadata) -> Result<Object, StoreError> {
         let identity = match self.options.identity {
-            IdentityKind::Mtime => Identity::Mtime(mtime_ns(meta)),
+            IdentityKind::Mtime | IdentityKind::Etag => Identity::Mtime(mtime_ns(meta)),
             IdentityKind::Size => Identity::Size,
             IdentityKind::Sha256 => {
                 let path = self.path(&key);
@@ -262,111 +267,12 @@ impl LocalSource {
         self.named(key)
     }
 
-    fn list_lines<'a>(
-        &'a self,
-        lines: impl Read,
-        path: &Path,
-        select: &'a dyn Select,
-        after: Option<&Key>,
-    ) -> Result<Listing<'a>, StoreError> {
-        let mut sorter = Sorter::new();
-        read_lines(BufReader::new(lines), path, |name| sorter.push(name, 0))?;
-        let sorted = sorter.finish().map_err(|error| StoreError::new("sort", path, error))?;
-        Ok(self.in_order(self.names(sorted), select, after))
-    }
-
-    fn list_manifest<'a>(
-        &'a self,
-        path: &Path,
-        opened: &Prefix,
-        select: &'a dyn Select,
-        after: Option<&Key>,
-    ) -> Result<Listing<'a>, StoreError> {
-        let mut sorter = Sorter::new();
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        let prefix = read_manifest(path, folder, |key| sorter.push(key, 0))?;
-        if prefix != *opened {
-            return Err(malformed(path, "element 1: the prefix was changed while it was in use"));
+    /// What a name of a list stands for, with what the list says of it.
+    fn with_meta(listed: Listed, meta: Option<Box<str>>) -> Listed {
+        match listed {
+            Listed::Object(object) => Listed::Object(Object { meta, ..object }),
+            skipped => skipped,
         }
-        let sorted = sorter.finish().map_err(|error| StoreError::new("sort", path, error))?;
-        Ok(self.in_order(self.names(sorted), select, after))
-    }
-
-    /// Sorted names, each of which is a key.
-    fn names(&self, sorted: Sorted) -> impl Iterator<Item = Result<Named, StoreError>> + Send {
-        sorted.map(|item| match item {
-            Ok((name, _)) => Ok(Named { key: Key::new(name), meta: None }),
-            Err(error) => Err(StoreError::new("sort", &self.root, error)),
-        })
-    }
-
-    /// The rows of a table by key.
-    fn sorted_rows(
-        &self,
-        path: &Path,
-    ) -> Result<impl Iterator<Item = Result<Named, StoreError>> + Send + use<>, StoreError> {
-        let mut sorter = Sorter::new();
-        read_table(path, self.options.key_column.as_deref(), |row| sorter.push(row.pack(), 0))?;
-        let path = path.to_owned();
-        let sorted = sorter.finish().map_err(|error| StoreError::new("sort", &path, error))?;
-        let mut before: Option<Row> = None;
-        Ok(sorted.map(move |item| {
-            let (bytes, _) = item.map_err(|error| StoreError::new("sort", &path, error))?;
-            let row = Row::unpack(&bytes).expect("a packed row is not one. This is a bug.");
-            let key = Key::new(row.key.clone());
-            if let Some(first) = before.as_ref().filter(|first| first.key == row.key) {
-                if first.meta != row.meta {
-                    return Err(malformed(
-                        &path,
-                        format!(
-                            "rows {} and {} are both about `{key}` and do not say the same",
-                            first.number, row.number
-                        ),
-                    ));
-                }
-                return Ok(Named { key, meta: row.meta.map(String::into_boxed_str) });
-            }
-            let meta = row.meta.clone().map(String::into_boxed_str);
-            before = Some(row);
-            Ok(Named { key, meta })
-        }))
-    }
-
-    /// What the sorted names of a list are.
-    fn in_order<'a>(
-        &'a self,
-        sorted: impl Iterator<Item = Result<Named, StoreError>> + Send + 'a,
-        select: &'a dyn Select,
-        after: Option<&Key>,
-    ) -> Listing<'a> {
-        let after = after.cloned();
-        let mut previous: Option<Key> = None;
-        Box::new(sorted.filter_map(move |item| {
-            let Named { key, meta } = match item {
-                Ok(named) => named,
-                Err(error) => return Some(Err(error)),
-            };
-            if after.as_ref().is_some_and(|after| key < *after) {
-                return None;
-            }
-            if previous.as_ref() == Some(&key) {
-                return Some(Ok(Listed::Skipped(Skip::Duplicate)));
-            }
-            previous = Some(key.clone());
-            if after.as_ref() == Some(&key) {
-                // It is planned; its doubles come after it, and so belong to the next picture.
-                return None;
-            }
-            match select.file(&key) {
-                Err(reason @ (Skip::Excluded | Skip::NotIncluded)) => {
-                    Some(Ok(Listed::Skipped(reason)))
-                }
-                _ => Some(self.named(key).map(|listed| match listed {
-                    Listed::Object(object) => Listed::Object(Object { meta, ..object }),
-                    skipped => skipped,
-                })),
-            }
-        }))
     }
 
     fn read_once(&self, object: &Object) -> Result<Vec<u8>, ReadError> {
@@ -416,40 +322,25 @@ impl Source for LocalSource {
         select: &'a dyn Select,
         after: Option<&Key>,
     ) -> Result<Listing<'a>, StoreError> {
-        let fault = |error| StoreError::new("read the list", self.describe(), error);
         match &self.names {
             Names::One(key) => {
                 let left = after.is_none_or(|after| key > after);
                 Ok(Box::new(left.then(|| self.named(key.clone())).into_iter()))
             }
-            Names::List(path) => {
-                self.list_lines(File::open(path).map_err(fault)?, path, select, after)
-            }
-            Names::Manifest(path, prefix) => self.list_manifest(path, prefix, select, after),
-            Names::Table(path) => Ok(self.in_order(self.sorted_rows(path)?, select, after)),
-            Names::Spooled(file) => {
-                self.list_lines(FromStart { file, offset: 0 }, Path::new("-"), select, after)
+            Names::List(list) => {
+                let choices = lists::choose(list.sorted()?, select, after);
+                Ok(Box::new(choices.map(|choice| match choice? {
+                    Choice::Skipped(reason) => Ok(Listed::Skipped(reason)),
+                    Choice::Look(Named { key, meta }) => {
+                        self.named(key).map(|listed| LocalSource::with_meta(listed, meta))
+                    }
+                })))
             }
             Names::Keys { file, .. } => {
-                let mut texts = BufReader::new(FromStart { file, offset: 0 }).split(0);
-                let after = after.cloned();
-                let pairs = std::iter::from_fn(move || {
-                    let key = texts.next()?;
-                    let meta = texts.next().unwrap_or_else(|| Ok(Vec::new()));
-                    Some(key.and_then(|key| Ok((Key::new(key), meta?))))
-                });
-                Ok(Box::new(pairs.filter_map(move |pair| match pair {
-                    Err(error) => Some(Err(fault(error))),
-                    Ok((key, _)) if after.as_ref().is_some_and(|after| key <= *after) => None,
-                    Ok((key, meta)) => Some(self.again(key, select).map(|listed| {
-                        let meta = String::from_utf8(meta).ok().filter(|text| !text.is_empty());
-                        match listed {
-                            Listed::Object(object) => {
-                                Listed::Object(Object { meta: meta.map(Into::into), ..object })
-                            }
-                            skipped => skipped,
-                        }
-                    })),
+                let earlier = lists::earlier(file, &self.describe(), after);
+                Ok(Box::new(earlier.map(|named| {
+                    let Named { key, meta } = named?;
+                    self.again(key, select).map(|listed| LocalSource::with_meta(listed, meta))
                 })))
             }
             Names::Tree => {
@@ -514,25 +405,16 @@ impl Source for LocalSource {
         match &self.names {
             Names::Tree | Names::Keys { .. } => self.root.display().to_string(),
             Names::One(key) => self.path(key).display().to_string(),
-            Names::List(path) | Names::Table(path) | Names::Manifest(path, _) => {
-                path.display().to_string()
-            }
-            Names::Spooled(_) => "-".to_owned(),
+            Names::List(list) => list.name.display().to_string(),
         }
     }
 }
 
-/// Reads a shared file from its start without moving its cursor.
-struct FromStart<'a> {
-    file: &'a File,
-    offset: u64,
-}
-
-impl Read for FromStart<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read_at(buffer, self.offset)?;
-        self.offset += count as u64;
-        Ok(count)
+/// The folder that a file lies in.
+fn above(file: &Path) -> &Path {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
 }
 

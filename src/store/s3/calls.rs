@@ -64,6 +64,8 @@ pub(super) struct Got {
     pub(super) etag: Option<String>,
     /// Whether the tag of an object of this kind may be the MD5 of its bytes.
     pub(super) plain: bool,
+    /// When it was written, in seconds since 1970.
+    pub(super) modified: Option<i64>,
 }
 
 /// What is known of an object without reading it.
@@ -188,7 +190,7 @@ impl S3 {
     }
 
     /// Reads the bytes from `first` to `last`, or to the end; `size` of them, where that is known.
-    async fn get_range(
+    pub(super) async fn get_range(
         &self,
         at: &Location,
         first: u64,
@@ -202,7 +204,7 @@ impl S3 {
         let mut tag = tag.map(str::to_owned);
         loop {
             let pass = self.0.gate.enter().await;
-            let ended = self.get_once(at, first, last, &mut tag, &mut got).await;
+            let ended = self.get_once(at, first, last, size, &mut tag, &mut got).await;
             drop(pass);
             let fault = match ended {
                 Ok(()) if size.is_none_or(|size| size == got.bytes.len() as u64) => {
@@ -229,6 +231,7 @@ impl S3 {
         at: &Location,
         first: u64,
         last: Option<u64>,
+        size: Option<u64>,
         tag: &mut Option<String>,
         got: &mut Got,
     ) -> Result<(), Fault> {
@@ -250,7 +253,14 @@ impl S3 {
             .set_request_payer(self.payer());
         let mut object = request.send().await.map_err(|error| Fault::of(&error))?;
         self.0.met.store(true, Ordering::Relaxed);
+        let coming = object.content_length.and_then(|length| u64::try_from(length).ok());
+        if last.is_none() && from == 0 && size.is_some_and(|size| coming.is_some_and(|c| c != size))
+        {
+            let said = format!("it has {coming:?} bytes, {size:?} were planned");
+            return Err(Fault::new(Kind::Precondition, said));
+        }
         got.etag = object.e_tag.take().filter(|tag| !tag.is_empty());
+        got.modified = object.last_modified.map(|time| time.secs());
         got.plain = object.sse_customer_algorithm.is_none()
             && !object
                 .server_side_encryption
@@ -261,6 +271,12 @@ impl S3 {
         let ended = loop {
             match object.body.next().await {
                 None => break Ok(()),
+                // Whoever gives more than is due may never end.
+                Some(Ok(bytes))
+                    if size.is_some_and(|size| size < (got.bytes.len() + bytes.len()) as u64) =>
+                {
+                    break Err(Fault::new(Kind::Broken, "more bytes came than were due"));
+                }
                 Some(Ok(bytes)) => got.bytes.extend_from_slice(&bytes),
                 Some(Err(error)) => break Err(Fault::of_transport(&error)),
             }

@@ -39,6 +39,8 @@ pub(super) struct Inner {
     pub(super) met: AtomicBool,
     /// Whether entity tags were found not to be digests of the content.
     pub(super) opaque_tags: AtomicBool,
+    /// Whether the server was found to want entity tags in conditions without their quotes.
+    pub(super) bare_tags: AtomicBool,
 }
 
 impl S3 {
@@ -60,7 +62,13 @@ impl S3 {
             counts: Counts::default(),
             met: AtomicBool::new(false),
             opaque_tags: AtomicBool::new(false),
+            bare_tags: AtomicBool::new(false),
         }))
+    }
+
+    /// Which server it is, if somebody said; AWS otherwise.
+    pub(super) fn endpoint(&self) -> Option<String> {
+        endpoint(&self.0.options)
     }
 
     /// What was asked so far.
@@ -151,12 +159,13 @@ fn said(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+fn endpoint(options: &S3Options) -> Option<String> {
+    let said = || said("AWS_ENDPOINT_URL_S3").or_else(|| said("AWS_ENDPOINT_URL"));
+    options.endpoint_url.clone().or_else(said)
+}
+
 async fn configure(options: &S3Options, skew: &Arc<AtomicI64>) -> aws_sdk_s3::Config {
-    let endpoint = options
-        .endpoint_url
-        .clone()
-        .or_else(|| said("AWS_ENDPOINT_URL_S3"))
-        .or_else(|| said("AWS_ENDPOINT_URL"));
+    let endpoint = endpoint(options);
     let elsewhere = endpoint.as_ref().is_some_and(|url| !url.contains(".amazonaws.com"));
     let region = match &options.region {
         Some(region) => Some(Region::new(region.clone())),

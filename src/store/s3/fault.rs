@@ -141,6 +141,8 @@ impl Kind {
             "PermanentRedirect"
             | "IllegalLocationConstraintException"
             | "AuthorizationHeaderMalformed" => Kind::Region,
+            // Status 501, which is no trouble of the server's that passes.
+            "NotImplemented" => Kind::Refused,
             "QuotaExceeded" | "InsufficientCapacity" | "XMinioStorageFull" => Kind::Full,
             _ => return None,
         })

@@ -6,6 +6,7 @@
 
 mod calls;
 mod client;
+mod download;
 mod fault;
 mod gate;
 mod lease;
@@ -18,6 +19,6 @@ mod traffic;
 pub use client::S3;
 pub use lease::Lease;
 pub use options::{Checksums, S3Options};
-pub use source::S3Source;
+pub use source::{S3Source, S3SourceOptions};
 pub use store::S3Store;
 pub use traffic::Traffic;

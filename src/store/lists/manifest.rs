@@ -1,28 +1,16 @@
-//! Lists that are more than lines: SageMaker's ManifestFile, an array in JSON (tables are in `table`).
+//! SageMaker's ManifestFile, an array in JSON.
 //!
-//! They are read as streams with a bound on the bytes of each name; what is wrong is said with the
+//! It is read as a stream with a bound on the bytes of each name; what is wrong is said with the
 //! number of the element.
 
-use std::ffi::OsStr;
 use std::fmt;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
 
-use crate::store::{StoreError, one_line};
-
-/// The longest path that the system takes.
-const LONGEST_KEY: usize = 4096;
-
-/// Bytes of a file that may be read for one name.
-pub(super) const LONGEST_ITEM: u64 = 256 << 10;
-
-pub(super) fn too_long() -> io::Error {
-    let what = format!("more than {LONGEST_ITEM} bytes (is a quote left open?)");
-    io::Error::new(io::ErrorKind::InvalidData, what)
-}
+use super::{LONGEST_ITEM, Names, has_suffix, malformed, too_long};
+use crate::store::{Location, Place, StoreError};
 
 const MANIFEST_FORM: &str = r#"a manifest is [{"prefix": "photos/"}, "a.jpg", "b/c.jpg"]"#;
 
@@ -30,65 +18,6 @@ const MANIFEST_FORM: &str = r#"a manifest is [{"prefix": "photos/"}, "a.jpg", "b
 #[must_use]
 pub fn is_manifest(path: &Path) -> bool {
     has_suffix(path, &["json", "manifest"])
-}
-
-pub(super) fn has_suffix(path: &Path, suffixes: &[&str]) -> bool {
-    let suffix = path.extension().and_then(OsStr::to_str).unwrap_or_default();
-    suffixes.iter().any(|one| suffix.eq_ignore_ascii_case(one))
-}
-
-/// An error in the list itself: the same list gives it again.
-pub(super) fn malformed(path: &Path, what: impl Into<String>) -> StoreError {
-    // Columns, prefixes and keys are in it, as whoever wrote the list has named them.
-    let what = one_line(&what.into());
-    StoreError::new("read the list", path, io::Error::new(io::ErrorKind::InvalidData, what))
-}
-
-/// A key as lists name them: without `./` in front.
-pub(super) fn plain(mut name: &[u8]) -> &[u8] {
-    while let Some(rest) = name.strip_prefix(b"./") {
-        name = rest;
-    }
-    name
-}
-
-/// Reads a list of lines; gives each key to `take`.
-///
-/// # Errors
-/// What is wrong with it, with the number of the line.
-pub(super) fn read_lines(
-    lines: impl BufRead,
-    path: &Path,
-    mut take: impl FnMut(Vec<u8>) -> io::Result<()>,
-) -> Result<(), StoreError> {
-    let fault = |error| StoreError::new("read the list", path, error);
-    for (index, line) in lines.split(b'\n').enumerate() {
-        let line = line.map_err(fault)?;
-        let mut name = line.strip_suffix(b"\r").unwrap_or(&line);
-        if index == 0 {
-            name = name.strip_prefix("\u{feff}".as_bytes()).unwrap_or(name);
-        }
-        name = plain(name);
-        if !name.is_empty() {
-            check_key(name)
-                .map_err(|what| malformed(path, format!("line {} {what}", index + 1)))?;
-            take(name.to_vec()).map_err(fault)?;
-        }
-    }
-    Ok(())
-}
-
-/// What the system cannot have as a path, said before it is asked for.
-pub(super) fn check_key(key: &[u8]) -> Result<(), String> {
-    if key.is_empty() {
-        Err("names nothing".to_owned())
-    } else if key.contains(&0) {
-        Err("holds a NUL, which no file name can".to_owned())
-    } else if key.len() > LONGEST_KEY {
-        Err(format!("has {} bytes; a path has at most {LONGEST_KEY}", key.len()))
-    } else {
-        Ok(())
-    }
 }
 
 /// Fails where a text in quotes is too long, so that a quote that is never closed does not take the
@@ -115,29 +44,36 @@ impl<R: Read> Read for Bounded<R> {
 
 /// Where a manifest's names lie: everything up to the prefix's last `/`, and what comes after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Prefix {
-    pub(super) root: PathBuf,
+pub(in crate::store) struct Prefix {
+    pub(in crate::store) root: Place,
     stem: String,
 }
 
 impl Prefix {
-    fn of(text: &str, folder: &Path) -> Result<Prefix, String> {
-        let path = match text.split_once("://") {
-            None => text,
-            Some(("file", path)) if path.starts_with('/') => path,
-            Some(("file", _)) => {
+    /// The prefix of a manifest that lies in `folder`.
+    fn of(text: &str, folder: &Place) -> Result<Prefix, String> {
+        if text.starts_with("s3://") {
+            let at = Location::parse(text)?;
+            let root = at.root();
+            let stem = at.key[root.key.len()..].to_owned();
+            return Ok(Prefix { root: Place::S3(root), stem });
+        }
+        let path = match (text.split_once("://"), folder) {
+            (None, _) => text,
+            (Some(("file", path)), Place::Local(_)) if path.starts_with('/') => path,
+            (Some(("file", _)), Place::Local(_)) => {
                 return Err(format!("the prefix `{text}` names a host; write file:///path"));
             }
-            Some(("s3", _)) => {
+            // Whoever may write to the bucket need not have a say about files of this machine.
+            (Some(("file", _)), Place::S3(_)) => {
                 return Err(format!(
-                    "the prefix `{text}` is on S3, which this version of haul does not read yet \
-                     (a folder, relative to the manifest, or file:///path will do)"
+                    "the prefix `{text}` is of this machine, and the manifest is in a bucket"
                 ));
             }
-            Some((scheme, _)) => {
+            (Some((scheme, _)), _) => {
                 return Err(format!(
                     "the prefix `{text}` is a URL of `{scheme}`; it is a folder, relative to the \
-                     manifest, or file:///path"
+                     manifest, or file:///path, or s3://BUCKET/PREFIX"
                 ));
             }
         };
@@ -145,28 +81,44 @@ impl Prefix {
             return Err("the prefix is empty (./ is the manifest's own folder)".to_owned());
         }
         if path.contains('\0') {
-            return Err("the prefix holds a NUL, which no file name can".to_owned());
+            return Err("the prefix holds a NUL, which no name can".to_owned());
         }
         let (above, stem) = match path.rfind('/') {
             None => ("", path),
             Some(at) => path.split_at(at + 1),
         };
-        let root = folder.join(above);
-        if !root.is_dir() {
-            return Err(format!("the prefix `{text}` lies in no folder: {}", root.display()));
-        }
+        let root = match folder {
+            Place::Local(folder) => {
+                let root = folder.join(above);
+                if !root.is_dir() {
+                    return Err(format!(
+                        "the prefix `{text}` lies in no folder: {}",
+                        root.display()
+                    ));
+                }
+                Place::Local(root)
+            }
+            Place::S3(_) if path.starts_with('/') => {
+                return Err(format!(
+                    "the prefix `{text}` begins with `/`, and the manifest is in a bucket \
+                     (s3://BUCKET/PREFIX is meant, or one relative to the manifest)"
+                ));
+            }
+            Place::S3(folder) => Place::S3(folder.join(above.trim_start_matches("./"))),
+        };
         Ok(Prefix { root, stem: stem.to_owned() })
     }
 
     /// AWS's rule is concatenation, so a prefix need not end in a `/`.
     fn key(&self, suffix: &str) -> Result<Vec<u8>, String> {
         let key = format!("{}{suffix}", self.stem);
-        let key = plain(key.as_bytes());
-        check_key(key)?;
-        if key[0] == b'/' {
-            return Err("begins with `/`, as the end of its prefix does".to_owned());
+        match self.root {
+            Place::Local(_) => match Names::Paths.key(key.as_bytes())? {
+                [b'/', ..] => Err("begins with `/`, as the end of its prefix does".to_owned()),
+                key => Ok(key.to_vec()),
+            },
+            Place::S3(_) => Names::Keys.key(key.as_bytes()).map(<[u8]>::to_vec),
         }
-        Ok(key.to_vec())
     }
 }
 
@@ -175,13 +127,13 @@ impl Prefix {
 /// # Errors
 /// What is wrong with it, with the number of the element; the first one is the prefix.
 pub(super) fn read_manifest(
+    text: impl Read,
     path: &Path,
-    folder: &Path,
+    folder: &Place,
     mut take: impl FnMut(Vec<u8>) -> io::Result<()>,
 ) -> Result<Prefix, StoreError> {
     let fault = |error| StoreError::new("read the list", path, error);
-    let file = File::open(path).map_err(fault)?;
-    let mut reader = BufReader::new(Bounded { inner: file, since: 0, escaped: false });
+    let mut reader = BufReader::new(Bounded { inner: text, since: 0, escaped: false });
     let first = first_byte(&mut reader).map_err(fault)?;
     if first != Some(b'[') {
         let start = reader.fill_buf().map_err(fault)?;
@@ -237,7 +189,7 @@ struct PrefixElement {
 }
 
 struct Elements<'a, F> {
-    folder: &'a Path,
+    folder: &'a Place,
     at: &'a mut u64,
     take: &'a mut F,
 }
@@ -273,13 +225,12 @@ impl<'de, F: FnMut(Vec<u8>) -> io::Result<()>> Visitor<'de> for Elements<'_, F> 
 mod tests {
     use super::*;
 
-    fn manifest(text: &[u8]) -> Result<(Prefix, Vec<String>), String> {
+    fn manifest(text: &[u8]) -> Result<(String, Vec<String>), String> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("photos")).unwrap();
-        let path = dir.path().join("m.json");
-        std::fs::write(&path, text).unwrap();
         let mut keys = Vec::new();
-        let prefix = read_manifest(&path, dir.path(), |key| {
+        let folder = Place::Local(dir.path().to_owned());
+        let prefix = read_manifest(text, Path::new("m.json"), &folder, |key| {
             keys.push(String::from_utf8(key).unwrap());
             Ok(())
         })
@@ -287,8 +238,9 @@ mod tests {
             assert_eq!(error.class(), crate::store::Class::Malformed);
             error.to_string()
         })?;
-        let root = prefix.root.strip_prefix(dir.path()).unwrap().to_owned();
-        Ok((Prefix { root, ..prefix }, keys))
+        let root = prefix.root.to_string();
+        let root = root.strip_prefix(&format!("{}/", dir.path().display())).unwrap_or(&root);
+        Ok((root.to_owned(), keys))
     }
 
     fn owned(texts: &[&str]) -> Vec<String> {
@@ -297,17 +249,20 @@ mod tests {
 
     #[test]
     fn a_uri_is_prefix_and_suffix_in_a_row() {
-        let cases: [(&str, &str, &[&str]); 6] = [
-            (r#"[{"prefix":"photos/"}, "b.jpg", "a/c.jpg"]"#, "photos", &["b.jpg", "a/c.jpg"]),
-            (r#"[{"prefix":"photos/2026-"}, "01.jpg"]"#, "photos", &["2026-01.jpg"]),
+        let cases: [(&str, &str, &[&str]); 9] = [
+            (r#"[{"prefix":"photos/"}, "b.jpg", "a/c.jpg"]"#, "photos/", &["b.jpg", "a/c.jpg"]),
+            (r#"[{"prefix":"photos/2026-"}, "01.jpg"]"#, "photos/", &["2026-01.jpg"]),
             (r#"[{"prefix":"photos"}, "/a.jpg"]"#, "", &["photos/a.jpg"]),
             (r#"[{"prefix":"./"}, "./a.jpg", "é.jpg"]"#, "", &["a.jpg", "é.jpg"]),
-            (r#"[{"prefix":"photos/a.jpg"}, ""]"#, "photos", &["a.jpg"]),
-            ("\u{feff} \n[{\"prefix\":\"photos/\"}]", "photos", &[]),
+            (r#"[{"prefix":"photos/a.jpg"}, ""]"#, "photos/", &["a.jpg"]),
+            ("\u{feff} \n[{\"prefix\":\"photos/\"}]", "photos/", &[]),
+            (r#"[{"prefix":"s3://b/a/c-"}, "/x", "./y"]"#, "s3://b/a/", &["c-/x", "c-./y"]),
+            (r#"[{"prefix":"s3://b"}, "/x", "./y"]"#, "s3://b/", &["/x", "./y"]),
+            (r#"[{"prefix":"s3://b/a//"}, "../x"]"#, "s3://b/a//", &["../x"]),
         ];
         for (text, root, expected) in cases {
-            let (prefix, keys) = manifest(text.as_bytes()).unwrap();
-            assert_eq!((prefix.root.as_path(), keys), (Path::new(root), owned(expected)), "{text}");
+            let (got, keys) = manifest(text.as_bytes()).unwrap();
+            assert_eq!((got.as_str(), keys), (root, owned(expected)), "{text}");
         }
     }
 
@@ -323,7 +278,7 @@ mod tests {
             ("[]", "element 1: the prefix is missing"),
             (r#"["a.jpg"]"#, "element 1: invalid type: string \"a.jpg\", expected the object"),
             (r#"[{"prefx":"photos/"}]"#, "element 1: unknown field `prefx`"),
-            (r#"[{"prefix":"s3://bucket/a/"}, "x"]"#, "is on S3, which this version"),
+            (r#"[{"prefix":"s3://"}, "x"]"#, "element 1: `s3://` names no bucket"),
             (r#"[{"prefix":"https://host/a/"}]"#, "a URL of `https`"),
             (r#"[{"prefix":"file://host/a/"}]"#, "names a host"),
             (r#"[{"prefix":""}]"#, "the prefix is empty"),

@@ -1,11 +1,10 @@
 //! Tables as lists: a CSV file with a column of keys, whose other columns are carried to the lines.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::lists::{LONGEST_ITEM, check_key, has_suffix, malformed, plain, too_long};
+use super::{LONGEST_ITEM, Names, has_suffix, malformed, too_long};
 use crate::store::{LARGEST_META, StoreError};
 
 /// Names of the column with keys, where nobody names one.
@@ -68,14 +67,15 @@ impl Row {
 /// # Errors
 /// What is wrong with it, with the number of the row.
 pub(super) fn read_table(
+    text: impl Read,
     path: &Path,
+    names: Names,
     key_column: Option<&str>,
     mut take: impl FnMut(Row) -> io::Result<()>,
 ) -> Result<(), StoreError> {
     let fault = |error| StoreError::new("read the list", path, error);
     let wrong = |row: u64, what: String| malformed(path, format!("row {row} {what}"));
-    let file = File::open(path).map_err(fault)?;
-    let bounded = Bounded { inner: file, since: 0 };
+    let bounded = Bounded { inner: text, since: 0 };
     let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(bounded);
     let mut record = csv::ByteRecord::new();
     let mut header: Option<(Vec<String>, usize)> = None;
@@ -115,8 +115,8 @@ pub(super) fn read_table(
             header = Some((columns, index));
             continue;
         };
-        let key = plain(cells[*key_index].as_bytes()).to_vec();
-        check_key(&key)
+        let key = names
+            .key(cells[*key_index].as_bytes())
             .map_err(|what| wrong(number, format!("in column `{}` {what}", columns[*key_index])))?;
         let meta = meta(columns, &cells, *key_index);
         if let Some(meta) = meta.as_ref().filter(|meta| meta.len() > LARGEST_META) {
@@ -129,7 +129,7 @@ pub(super) fn read_table(
                 ),
             ));
         }
-        take(Row { key, number, meta }).map_err(fault)?;
+        take(Row { key: key.to_vec(), number, meta }).map_err(fault)?;
     }
     match header {
         Some(_) => Ok(()),
@@ -183,11 +183,8 @@ mod tests {
     type Rows = Vec<(String, u64, Option<String>)>;
 
     fn table(text: &[u8], key_column: Option<&str>) -> Result<Rows, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("t.csv");
-        std::fs::write(&path, text).unwrap();
         let mut rows = Vec::new();
-        let read = read_table(&path, key_column, |row| {
+        let read = read_table(text, Path::new("t.csv"), Names::Paths, key_column, |row| {
             let row = Row::unpack(&row.pack()).unwrap();
             rows.push((String::from_utf8(row.key).unwrap(), row.number, row.meta));
             Ok(())
