@@ -499,7 +499,7 @@ pub fn open_on(
     if alone && lock.is_some() {
         store.clear_temporaries()?;
     }
-    if alone && job.is_none() && !start_over {
+    if alone && job.is_none() && !start_over && spec.output.local().is_some() {
         // Whose they were is forgotten with the job.
         store.delete(&[STRIKES.into()])?;
     }
@@ -553,7 +553,7 @@ pub fn open_on(
     }
     if start_over {
         // What lies elsewhere goes with its job; of one that cannot be read any more, it stays.
-        if place.s3().is_some()
+        if spec.output.s3().is_some()
             && let Ok(Some(old)) = manifest.job()
         {
             forget(&spec.output, &old.id)?;
