@@ -279,7 +279,7 @@ mod tests {
         fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
             self.0.read(path)
         }
-        fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        fn list(&self, path: &Path) -> io::Result<Vec<std::ffi::OsString>> {
             self.0.list(path)
         }
     }
