@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::EncodingType;
 use aws_sdk_s3::{Client, Config};
 use aws_smithy_http_client::tls;
 use haul::store::{Location, S3, S3Options};
+use percent_encoding::percent_decode_str;
 
 /// A bucket of its own, which is emptied and deleted at the end.
 pub(crate) struct Bucket {
@@ -43,7 +45,9 @@ pub(crate) fn with_bucket(test: &str, body: impl FnOnce(&Bucket)) {
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&again.stdout);
-        println!("{text}");
+        // Its last lines look like ours.
+        let said = text.lines().filter(|line| !line.starts_with("test ") && !line.is_empty());
+        said.for_each(|line| println!("| {line}"));
         let errors = String::from_utf8_lossy(&again.stderr);
         assert!(again.status.success() && text.contains("1 passed"), "{test}: {errors}");
         return;
@@ -148,12 +152,15 @@ impl Drop for Bucket {
         }
         self.wait(async {
             loop {
-                let page = self.client.list_objects_v2().bucket(&self.name).send().await.unwrap();
+                // Not every key can be said in XML.
+                let list = self.client.list_objects_v2().encoding_type(EncodingType::Url);
+                let page = list.bucket(&self.name).send().await.unwrap();
                 let keys: Vec<_> = page.contents().iter().filter_map(|one| one.key()).collect();
                 if keys.is_empty() {
                     break;
                 }
-                for key in keys {
+                for key in keys.iter().map(|key| key.replace('+', " ")) {
+                    let key = percent_decode_str(&key).decode_utf8().unwrap();
                     let delete = self.client.delete_object().bucket(&self.name).key(key);
                     delete.send().await.unwrap();
                 }
