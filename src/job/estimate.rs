@@ -21,7 +21,7 @@ use super::spec::Spec;
 use super::strikes::quarantined;
 use super::terminal::Terminal;
 use crate::pool::{Budget, Pool, Work};
-use crate::store::{Listed, Object, Source, sha256};
+use crate::store::{Key, Listed, Object, Place, Source, sha256};
 
 /// Pictures kept for the probe, spread over the whole listing.
 const SAMPLE: usize = 32;
@@ -90,7 +90,9 @@ pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
     add(cutter.finish(previous.as_deref()));
     // What a run would not read is not tried either. A picture that haul dies of here gets no
     // strike, for nothing is written; one that runs have died of is left out.
-    let out = if job.is_some() { quarantined(&spec.output)? } else { BTreeSet::new() };
+    let output = Place::Local(spec.output.clone());
+    let out = job.as_ref().map(|job| quarantined(&output, &job.id)).transpose()?;
+    let out: BTreeSet<Key> = out.unwrap_or_default();
     sample.kept.retain(|object| {
         picture_fault(object, spec.max_file, spec.limits.max_memory).is_none()
             && !out.contains(&object.key)

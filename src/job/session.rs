@@ -21,14 +21,14 @@ use super::settings::Settings;
 use super::shard::{Shard, settle};
 use super::since::{Known, resolve};
 use super::spec::{IfLocked, Input, Spec};
-use super::strikes::STRIKES;
+use super::strikes::{STRIKES, forget};
 use super::terminal::Terminal;
 use crate::engine::{self, Engine};
 use crate::failpoint;
 use crate::model::ModelFile;
 use crate::pool;
 use crate::store::{
-    LARGEST_META, Listed, LocalSource, LocalStore, Lock, LockError, S3Options, Skip, Source,
+    LARGEST_META, Listed, LocalSource, LocalStore, Lock, LockError, Place, S3Options, Skip, Source,
     SourceOptions, Store, is_manifest, is_table, one_line, settled,
 };
 
@@ -474,6 +474,13 @@ pub fn open_on(
         }
     }
     if start_over {
+        // What lies elsewhere goes with its job; of one that cannot be read any more, it stays.
+        let place = Place::Local(spec.output.clone());
+        if place.s3().is_some()
+            && let Ok(Some(old)) = manifest.job()
+        {
+            forget(&place, &old.id)?;
+        }
         manifest.remove_job()?;
     }
     if job.is_none() {

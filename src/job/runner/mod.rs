@@ -34,7 +34,7 @@ use crate::job::strikes::Strikes;
 use crate::job::tally::Tally;
 use crate::job::terminal::{Standing, Terminal};
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
-use crate::store::{LocalStore, Lock, Store as _};
+use crate::store::{LocalStore, Lock, Place, Store as _};
 use crate::yolo::NmsOptions;
 
 /// How often the clock is looked at.
@@ -180,7 +180,9 @@ impl<'a> Dispatcher<'a> {
             mib(shares.budget),
             session.source.describe(),
         ));
-        let strikes = Arc::new(Strikes::open(&spec.output, session.shard.is_some())?);
+        let output = Place::Local(spec.output.clone());
+        let strikes = Strikes::open(&output, &session.job.id, session.shard.is_some())?;
+        let strikes = Arc::new(strikes);
         strikes.remarks().iter().for_each(|remark| terminal.warn(remark));
         let budget = Budget::new(shares.free, shares.reserve);
         let pool =

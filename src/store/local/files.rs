@@ -1,7 +1,6 @@
 //! Writing into a folder: [`LocalStore`].
 
 use std::collections::HashSet;
-use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -243,6 +242,8 @@ fn links_refused(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
 
     /// A disk that knows no hard links, as FAT and some network mounts.
