@@ -90,12 +90,16 @@ fn open(path: &Path) -> io::Result<File> {
 /// # Errors
 /// When the file is there and cannot be read.
 pub(super) fn quarantined(output: &Place, job: &str) -> Result<BTreeSet<Key>, StoreError> {
+    quarantined_at(&places(output, job))
+}
+
+fn quarantined_at(places: &[PathBuf]) -> Result<BTreeSet<Key>, StoreError> {
     let mut text = Vec::new();
-    for path in places(output, job) {
-        match std::fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+    for path in places {
+        match std::fs::read(path) {
+            Err(error) if is_nowhere(&error, places) => {}
             read => {
-                let fault = |error| StoreError::new("read the strike file", &path, error);
+                let fault = |error| StoreError::new("read the strike file", path, error);
                 text = read.map_err(fault)?;
                 break;
             }
@@ -110,23 +114,32 @@ pub(super) fn quarantined(output: &Place, job: &str) -> Result<BTreeSet<Key>, St
 /// # Errors
 /// When the file is there and cannot be removed.
 pub(super) fn forget(output: &Place, job: &str) -> Result<(), StoreError> {
-    if output.local().is_some() {
-        return Ok(());
+    match output {
+        Place::Local(_) => Ok(()),
+        Place::S3(_) => forget_at(&places(output, job)),
     }
-    for path in places(output, job) {
-        match std::fs::remove_file(&path) {
-            Err(error)
-                if !matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                ) =>
-            {
+}
+
+fn forget_at(places: &[PathBuf]) -> Result<(), StoreError> {
+    for path in places {
+        match std::fs::remove_file(path) {
+            Err(error) if !is_nowhere(&error, places) => {
                 return Err(StoreError::new("delete the strike file", path, error));
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Whether there is no such file of ours. What we may not look at is, where there are several
+/// places, why another one was taken.
+fn is_nowhere(error: &io::Error, places: &[PathBuf]) -> bool {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => true,
+        io::ErrorKind::PermissionDenied => places.len() > 1,
+        _ => false,
+    }
 }
 
 /// The strikes of a job, and the file for more of them.
@@ -145,9 +158,14 @@ impl Strikes {
     /// # Errors
     /// When the file can be neither read nor made.
     pub(super) fn open(output: &Place, job: &str, shared: bool) -> Result<Strikes, StoreError> {
+        Strikes::open_at(places(output, job), output.local().is_none(), shared)
+    }
+
+    /// Opens them in the first place that can be had; `state`: folders for states, which are made.
+    fn open_at(places: Vec<PathBuf>, state: bool, shared: bool) -> Result<Strikes, StoreError> {
         let mut opened = None;
-        for path in places(output, job) {
-            let folder = path.parent().filter(|_| output.local().is_none());
+        for path in places {
+            let folder = path.parent().filter(|_| state);
             let file = folder.map_or(Ok(()), make_state).and_then(|()| open(&path));
             let is_open = file.is_ok();
             opened = Some((path, file));
@@ -221,8 +239,6 @@ impl Strikes {
 
 #[cfg(test)]
 mod tests {
-    use std::hash::{BuildHasher as _, RandomState};
-
     use super::*;
 
     fn output(text: &[u8]) -> tempfile::TempDir {
@@ -261,24 +277,28 @@ mod tests {
     }
 
     #[test]
-    fn a_job_in_a_bucket_keeps_its_strikes_until_they_are_forgotten() {
-        let s3 = Place::parse(Path::new("s3://bucket/out")).unwrap();
+    fn strikes_lie_in_the_first_place_that_can_be_had() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), b"").unwrap();
+        let places: Vec<PathBuf> =
+            ["file/haul/s", "a/haul/s", "b/s"].map(|name| dir.path().join(name)).into();
+        let open = |shared| Strikes::open_at(places.clone(), true, shared).unwrap();
         let key = Key::from("a.jpg");
-        let job = crate::store::hex(&RandomState::new().hash_one(0u8).to_le_bytes());
         for round in 0..3 {
-            let strikes = Strikes::open(&s3, &job, round == 1).unwrap();
+            let strikes = open(round == 1);
+            assert_eq!(strikes.path, places[1]);
             assert_eq!(strikes.quarantined(&key), round >= 2);
-            assert_eq!(quarantined(&s3, &job).unwrap().contains(&key), round >= 2);
+            assert_eq!(quarantined_at(&places).unwrap().contains(&key), round >= 2);
             (&*strikes.file).write_all(strikes.note(&key).line()).unwrap();
         }
-        assert!(quarantined(&s3, "another").unwrap().is_empty());
-        forget(&s3, &job).unwrap();
-        forget(&s3, &job).unwrap();
-        assert!(quarantined(&s3, &job).unwrap().is_empty());
-        let strikes = Strikes::open(&s3, &job, false).unwrap();
+        forget_at(&places).unwrap();
+        forget_at(&places).unwrap();
+        assert!(quarantined_at(&places).unwrap().is_empty());
+        let strikes = open(false);
         assert!(!strikes.quarantined(&key));
         strikes.tidy();
-        assert!(!strikes.path.exists());
+        assert!(!places[1].exists() && !places[2].exists());
+        assert!(Strikes::open_at(places[..1].to_vec(), true, false).is_err());
     }
 
     #[test]

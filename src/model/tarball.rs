@@ -108,7 +108,6 @@ pub(super) fn checkpoint(bytes: &[u8]) -> Result<Member, Fault> {
         }
         found = Some(Member { name, bytes });
     }
-    drop(entries);
     // The checksum of what was unpacked comes last.
     now.set(MAX_UNPACKED);
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(broken)?;

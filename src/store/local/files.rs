@@ -242,6 +242,8 @@ fn links_refused(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
 
     /// A disk that knows no hard links, as FAT and some network mounts.
