@@ -368,7 +368,7 @@ mod tests {
 
     use crate::picture::Limits;
     use crate::pool::Analysis;
-    use crate::store::{Listing, Select, StoreError};
+    use crate::store::{Listing, Place, Select, StoreError};
     use crate::yolo::NmsOptions;
 
     /// A source whose readings end in any order, and that counts them.
@@ -478,7 +478,9 @@ mod tests {
                 boxes: BoxUnit::Pixels,
                 max_file: 200,
                 most_ahead: free / 2,
-                strikes: Arc::new(Strikes::open(dir.path(), false).unwrap()),
+                strikes: Arc::new(
+                    Strikes::open(&Place::Local(dir.path().into()), "job", false).unwrap(),
+                ),
                 work: work_sender,
                 events: event_sender,
                 fetch_nanos: Arc::default(),

@@ -22,7 +22,7 @@ use super::settings::Settings;
 use super::shard::{Shard, settle};
 use super::since::{Known, resolve};
 use super::spec::{IfLocked, Input, Spec};
-use super::strikes::STRIKES;
+use super::strikes::{STRIKES, forget};
 use super::terminal::Terminal;
 use crate::engine::{self, Engine};
 use crate::failpoint;
@@ -30,7 +30,7 @@ use crate::model::ModelFile;
 use crate::pool;
 use crate::store::{
     Hold, LARGEST_META, Listed, LocalSource, LocalStore, Location, LockError, Place, S3, S3Options,
-    S3Source, S3SourceOptions, S3Store, Skip, Source, SourceOptions, Store, StoreError,
+    S3Source, S3SourceOptions, S3Store, Skip, Source, SourceOptions, Store, StoreError, is_list,
     is_manifest, is_table, one_line, open_input, settled,
 };
 
@@ -237,11 +237,11 @@ pub fn open_source(spec: &Spec, folder: Option<PathBuf>) -> Result<Arc<dyn Sourc
             "--key-column names a column of a table; --input is no .csv file".into(),
         ));
     }
-    let source = match &spec.input {
+    let source: Arc<dyn Source> = match &spec.input {
         Input::Stdin => {
             let here = || std::env::current_dir().unwrap_or_default();
             let folder = folder.unwrap_or_else(here);
-            LocalSource::from_lines(std::io::stdin().lock(), &folder, options)?
+            Arc::new(LocalSource::from_lines(std::io::stdin().lock(), &folder, options)?)
         }
         Input::Path(path) => {
             // A missing input is a mistake in the request, not a passing fault.
@@ -263,11 +263,12 @@ pub fn open_source(spec: &Spec, folder: Option<PathBuf>) -> Result<Arc<dyn Sourc
                     dir.display()
                 )));
             }
-            return open_place(spec, Place::Local(path.clone()));
+            let (input, s3) = (Place::Local(path.clone()), S3::with(&spec.s3));
+            open_input(&input, &s3, options, bucket_options(spec))?
         }
-        Input::S3(location) => return open_bucket(spec, location),
+        Input::S3(location) => open_bucket(spec, location)?,
     };
-    Ok(Arc::new(source))
+    Ok(source)
 }
 
 /// Opens an input in a bucket.
@@ -286,12 +287,7 @@ fn open_bucket(spec: &Spec, location: &Location) -> Result<Arc<dyn Source>, JobE
             "--annotate `{dir}` lies in --input (give annotated pictures a prefix elsewhere)"
         )));
     }
-    open_place(spec, Place::S3(location.clone()))
-}
-
-fn open_place(spec: &Spec, place: Place) -> Result<Arc<dyn Source>, JobError> {
-    let s3 = S3::with(&spec.s3);
-    Ok(open_input(&place, &s3, source_options(spec), bucket_options(spec))?)
+    Ok(Arc::new(S3Source::open(&S3::with(&spec.s3), location, bucket_options(spec))?))
 }
 
 /// The input of a job whose pictures are all in its plan, so that no list and no tree is read again:
@@ -328,9 +324,9 @@ pub(super) fn source_of_keys(
     let path = match folder {
         Place::Local(path) => path,
         Place::S3(root) => {
-            // A bucket has no links, which a tree and a list treat otherwise.
-            let (s3, tree, options) = (S3::with(&spec.s3), false, bucket_options(spec));
-            return Ok(Arc::new(S3Source::from_keys(&s3, keys, tree, root, options)));
+            let found = matches!(&spec.input, Input::S3(at) if !is_list(Path::new(&at.key)));
+            let (s3, options) = (S3::with(&spec.s3), bucket_options(spec));
+            return Ok(Arc::new(S3Source::from_keys(&s3, keys, found, root, options)));
         }
     };
     if let Err(error) = std::fs::metadata(path) {
@@ -503,7 +499,7 @@ pub fn open_on(
     if alone && lock.is_some() {
         store.clear_temporaries()?;
     }
-    if alone && job.is_none() && !start_over {
+    if alone && job.is_none() && !start_over && spec.output.local().is_some() {
         // Whose they were is forgotten with the job.
         store.delete(&[STRIKES.into()])?;
     }
@@ -556,6 +552,12 @@ pub fn open_on(
         }
     }
     if start_over {
+        // What lies elsewhere goes with its job; of one that cannot be read any more, it stays.
+        if spec.output.s3().is_some()
+            && let Ok(Some(old)) = manifest.job()
+        {
+            forget(&spec.output, &old.id)?;
+        }
         manifest.remove_job()?;
     }
     if job.is_none() {

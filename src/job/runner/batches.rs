@@ -17,7 +17,7 @@ use crate::job::manifest::{Done, Record, record_names};
 use crate::job::notices::MOST_NAMED;
 use crate::job::plan::{Batch, SEGMENT_BATCHES};
 use crate::job::tally::Tally;
-use crate::store::{Store as _, annotated_name};
+use crate::store::annotated_name;
 
 /// A mini-batch is tried so often in one run.
 const TRIES: u64 = 3;
@@ -152,6 +152,7 @@ impl Dispatcher<'_> {
             cancelled,
             begun: None,
             lines: vec![None; count],
+            annotated: Vec::new(),
             missing: count,
             tally: Tally::default(),
             committing: false,
@@ -208,9 +209,11 @@ impl Dispatcher<'_> {
         self.spent.infer += answer.spent.infer;
         self.spent.boxes += answer.spent.boxes;
         self.spent.draw += answer.spent.draw;
-        if let (Some(store), Some((key, jpeg))) = (&self.annotations, &answer.annotated) {
+        if let (Some(annotations), Some((key, jpeg))) = (&self.annotations, answer.annotated) {
             let start = Instant::now();
-            store.replace(&annotated_name(key), jpeg)?;
+            let keep = Box::new(answer._ticket);
+            let store = annotations.store();
+            open.annotated.push(store.begin_replace(&annotated_name(&key), jpeg, keep)?);
             self.write += start.elapsed();
         }
         if failed && let Some(reason) = self.threshold(planned) {
@@ -234,6 +237,7 @@ impl Dispatcher<'_> {
             batch: id,
             attempt,
             lines: std::mem::take(&mut open.lines),
+            annotated: std::mem::take(&mut open.annotated),
             tally: open.tally.clone(),
             seconds: open.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64()),
         };

@@ -14,13 +14,15 @@ use crate::job::exit::JobError;
 use crate::job::manifest::Record;
 use crate::job::session::Session;
 use crate::job::tally::Tally;
-use crate::store::Hold;
+use crate::store::{Hold, Writing};
 
 /// A mini-batch whose lines are all there.
 pub(super) struct Complete {
     pub(super) batch: u64,
     pub(super) attempt: u64,
     pub(super) lines: Vec<Option<Vec<u8>>>,
+    /// Its annotated pictures, which are there before its lines are.
+    pub(super) annotated: Vec<Writing>,
     pub(super) tally: Tally,
     pub(super) seconds: f64,
 }
@@ -57,7 +59,8 @@ impl Committer {
     }
 
     fn commit(&self, complete: Complete) -> Result<Record, JobError> {
-        let Complete { batch, attempt, lines, tally, seconds } = complete;
+        let Complete { batch, attempt, lines, annotated, tally, seconds } = complete;
+        annotated.into_iter().try_for_each(Writing::wait)?;
         let Session { manifest, job, .. } = &*self.session;
         let mut part = Vec::with_capacity(lines.iter().flatten().map(Vec::len).sum());
         lines.into_iter().flatten().for_each(|line| part.extend(line));

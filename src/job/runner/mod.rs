@@ -4,6 +4,7 @@
 //! puts their lines back in plan order, has each committed when its last line is there, and decides
 //! when to stop.
 
+mod annotations;
 mod batches;
 mod committer;
 mod stopping;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
+use self::annotations::Annotations;
 use self::committer::{Committed, Committer, Complete, check_hold};
 use crate::failpoint;
 use crate::job::chain::Chain;
@@ -30,13 +32,12 @@ use crate::job::plan::Batch;
 use crate::job::report::{Report, Share, Stages};
 use crate::job::retry::Retry;
 use crate::job::session::{Session, open_pictures};
-use crate::job::shard::Shard;
 use crate::job::spec::Spec;
 use crate::job::strikes::Strikes;
 use crate::job::tally::Tally;
 use crate::job::terminal::{Standing, Terminal};
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
-use crate::store::{Hold, LocalStore, Place, Store as _};
+use crate::store::{Hold, Place, Writing};
 use crate::yolo::NmsOptions;
 
 /// How often the clock is looked at.
@@ -110,6 +111,7 @@ struct Open {
     cancelled: Arc<AtomicBool>,
     begun: Option<Instant>,
     lines: Vec<Option<Vec<u8>>>,
+    annotated: Vec<Writing>,
     missing: usize,
     tally: Tally,
     /// Its lines are with the committer.
@@ -119,7 +121,7 @@ struct Open {
 struct Dispatcher<'a> {
     session: Arc<Session>,
     terminal: &'a mut Terminal,
-    annotations: Option<LocalStore>,
+    annotations: Option<Annotations>,
     strikes: Arc<Strikes>,
     pool: Option<Pool>,
     idle: Arc<Idle>,
@@ -192,10 +194,8 @@ impl<'a> Dispatcher<'a> {
             mib(shares.budget),
             session.source.describe(),
         ));
-        let strikes = Arc::new(Strikes::open(
-            spec.output.local().unwrap_or(std::path::Path::new("/tmp")),
-            session.shard.is_some(),
-        )?);
+        let strikes = Strikes::open(&spec.output, &session.job.id, session.shard.is_some())?;
+        let strikes = Arc::new(strikes);
         strikes.remarks().iter().for_each(|remark| terminal.warn(remark));
         let budget = Budget::new(shares.free, shares.reserve);
         let pool =
@@ -242,17 +242,7 @@ impl<'a> Dispatcher<'a> {
             stop: stop_committing.clone(),
         };
         spawn("committer", move || committer.run())?;
-        // Jobs may share the folder of annotated pictures, so each has temporaries of its own there,
-        // and so has each shard.
-        let mut temporaries = format!(".haul-tmp-{}", session.job.id);
-        if let Some((index, count)) = session.shard.map(Shard::numbers) {
-            temporaries.push_str(&format!("-{index}-of-{count}"));
-        }
-        let annotations = spec
-            .annotate
-            .as_ref()
-            .and_then(Place::local)
-            .map(|dir| LocalStore::new(dir, &temporaries));
+        let annotations = Annotations::of(session);
         let report = Report {
             output: spec.output.to_string(),
             annotated: spec.annotate.as_ref().map(Place::to_string),
@@ -357,7 +347,7 @@ impl<'a> Dispatcher<'a> {
             return Ok(if self.share.failed > 0 { Exit::SomeFailed } else { Exit::Done });
         }
         // Whoever is killed after the marker is not run again to tidy up.
-        self.annotations.iter().for_each(LocalStore::remove_temporaries);
+        self.annotations.iter().for_each(Annotations::remove_temporaries);
         failpoint::hit("before_success").map_err(JobError::Internal)?;
         check_hold(&session)?;
         self.manifest().put_success(&success(&session.job, &summary, &self.done)?)?;

@@ -45,6 +45,16 @@ fn malformed(path: &Path, what: impl Into<String>) -> StoreError {
     StoreError::new("read the list", path, io::Error::new(io::ErrorKind::InvalidData, what))
 }
 
+/// Whether a file is a list of any kind, by its suffix.
+#[must_use]
+pub fn is_list(path: &Path) -> bool {
+    is_manifest(path) || is_table(path) || is_lines(path)
+}
+
+fn is_lines(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "txt" || e == "lst")
+}
+
 /// How names of a list become keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Names {
@@ -99,7 +109,7 @@ impl Form {
             Some(Form::Manifest(folder))
         } else if is_table(path) {
             Some(Form::Table(names, key_column.map(str::to_owned)))
-        } else if path.extension().is_some_and(|e| e == "txt" || e == "lst") {
+        } else if is_lines(path) {
             Some(Form::Lines(names))
         } else {
             None

@@ -198,6 +198,9 @@ impl Fault {
                 let code = error.code().unwrap_or_default();
                 let kind = Kind::of_code(code).unwrap_or(Kind::of_status(status));
                 let said = match (code, error.message()) {
+                    ("", _) if status < 300 => {
+                        format!("an answer that cannot be read, status {status}")
+                    }
                     ("", _) => format!("status {status}"),
                     (code, None | Some("")) => format!("{code}, status {status}"),
                     (code, Some(message)) => {

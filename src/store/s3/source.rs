@@ -109,6 +109,11 @@ impl S3Source {
                 return Err(StoreError::new("read the list", &list.name, error));
             }
         };
+        if options.identity == IdentityKind::Sha256 {
+            let what = format!("its pictures are in `{root}`, where --identity is etag or size");
+            let error = io::Error::new(io::ErrorKind::InvalidData, what);
+            return Err(StoreError::new("read the list", &list.name, error));
+        }
         Ok(S3Source::rooted(s3, root, Names::List(list), options))
     }
 
@@ -150,11 +155,7 @@ impl S3Source {
     ) -> Listing<'a> {
         let root = self.root.key.as_bytes();
         let after = after.map(|after| [root, after.as_bytes()].concat());
-        // A text that is not greater will do: what comes before `after` is passed over here.
-        let start = after.as_deref().map(|after| match std::str::from_utf8(after) {
-            Ok(text) => text.to_owned(),
-            Err(error) => String::from_utf8_lossy(&after[..error.valid_up_to()]).into_owned(),
-        });
+        let start = after.as_deref().map(start_after);
         let mut pages = self.s3.list(prefix, Want { after: start, ..Want::default() });
         let mut page = Page::default().entries.into_iter();
         let mut previous: Option<Vec<u8>> = None;
@@ -391,6 +392,16 @@ impl<'a> Folders<'a> {
     }
 }
 
+/// Where a listing is to begin that goes on after a key: there, or a little before it, since what it
+/// has before that is passed over.
+fn start_after(key: &[u8]) -> String {
+    let text = String::from_utf8_lossy(key);
+    // Some servers repeat it in their answer as it is, which is then no XML that can be read. What
+    // was no UTF-8 is U+FFFD now, and greater.
+    let odd = |c: char| c.is_control() || matches!(c, '\u{fffd}'..='\u{ffff}');
+    text[..text.find(odd).unwrap_or(text.len())].to_owned()
+}
+
 /// Whether a listed key belongs where it is.
 fn follows(key: &[u8], previous: Option<&[u8]>, prefix: &Location) -> Result<(), String> {
     let text = String::from_utf8_lossy;
@@ -503,4 +514,23 @@ fn spool(s3: &S3, at: &Location, head: &Head) -> Result<File, StoreError> {
         file.write_all(&piece.bytes).map_err(here)?;
     }
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_begins_no_later_than_it_must() {
+        for (key, start) in [
+            (&b"a/b.jpg"[..], "a/b.jpg"),
+            (b"a\x01b", "a"),
+            (b"a\xffb", "a"),
+            (b"\xc3", ""),
+            ("ü+%2B \u{1f600}".as_bytes(), "ü+%2B \u{1f600}"),
+            ("a\u{ffff}b".as_bytes(), "a"),
+        ] {
+            assert_eq!(start_after(key), start);
+        }
+    }
 }
