@@ -201,6 +201,16 @@ test_servers() {
     grep ENDPOINT "$work/radosgw/env"
 }
 
+# The proxy that spoils requests to it, by which tests see how haul takes that.
+fault_proxy() {
+    [ -f "$work/radosgw/env" ] || skip "there is no S3 server"
+    set -a
+    # shellcheck source=/dev/null
+    . "$work/radosgw/env"
+    set +a
+    timeout --kill-after=30 5m python3 scripts/servers/check_proxy.py
+}
+
 # A job array on two nodes of a Slurm of our own, over S3 where haul and a server are there.
 slurm_array() {
     [ -x "$haul" ] || skip "there is no release build"
@@ -446,6 +456,7 @@ stage "test servers" test_servers
 while IFS= read -r line; do
     case $line in HAUL_TEST_*) export "${line?}" ;; esac
 done < <(cat "$work/radosgw/env" 2>/dev/null)
+stage "fault proxy" fault_proxy
 tests
 stage "failpoints" failpoints # after `tests`: it builds the binary anew, with the feature
 stage "kernels under valgrind" memcheck

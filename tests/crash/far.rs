@@ -26,11 +26,13 @@ struct Ways {
     signal: Option<crossbeam_channel::Sender<i32>>,
 }
 
+/// What was written, in that order; the job's id beside it where it was said.
+type Puts = Vec<(String, Option<String>)>;
+
 struct Far {
     below: Arc<dyn Store>,
     ways: Mutex<Ways>,
-    /// What was written, in that order; the job's id beside it where it was said.
-    puts: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    puts: Arc<Mutex<Puts>>,
 }
 
 impl std::fmt::Debug for Far {
@@ -96,8 +98,6 @@ impl Store for Far {
         self.below.describe()
     }
 }
-
-type Puts = Vec<(String, Option<String>)>;
 
 /// How it ended, and what it wrote.
 fn attempt(job: &Job, process: &Arc<Process>, ways: Ways) -> (Result<Exit, JobError>, Puts) {

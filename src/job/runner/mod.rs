@@ -312,9 +312,10 @@ impl<'a> Dispatcher<'a> {
         let driven = self.drive(&mut chain, signals);
         // An output that is not ours any more gets nothing more.
         let finished = match driven {
-            Err(JobError::Lock(_)) => Ok(self.stop_committing.store(true, Ordering::Relaxed)),
+            Err(JobError::Lock(_)) => Ok(()),
             _ => self.finish_commits(),
         };
+        self.stop_committing.store(true, Ordering::Relaxed);
         let stopped = driven?;
         finished?;
         let summary = chain.summary().clone();

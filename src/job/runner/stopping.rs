@@ -108,7 +108,6 @@ impl Dispatcher<'_> {
             let Ok(told) = self.told.recv_deadline(until) else { break };
             self.committed(told)?;
         }
-        self.stop_committing.store(true, Ordering::Relaxed);
         Ok(())
     }
 
