@@ -242,7 +242,6 @@ fn links_refused(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
 
     use super::*;
 
