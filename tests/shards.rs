@@ -268,6 +268,21 @@ fn gates_are_for_whoever_finds_the_job_complete() {
 }
 
 #[test]
+fn a_gate_on_errors_leaves_judging_to_the_last_shard() {
+    let job = job();
+    let out = job.root.path().join("out");
+    let gate = |share: &str, gate: &str| {
+        shard(job.photos.path(), &out, share).args(["--gate", gate])
+    };
+    // Both shares have a picture that is none.
+    fs::write(job.photos.path().join("2/00002.jpg"), b"nor this").unwrap();
+    gate("1/2", "pictures > 0").exits(3);
+    gate("1/2", "errors < 3").exits(0).says("the job is not finished");
+    gate("2/2", "errors < 2").exits(6);
+    gate("1/2", "errors < 3").exits(0);
+}
+
+#[test]
 fn failed_pictures_are_retried_by_shards() {
     let job = job();
     fs::write(job.photos.path().join("2/00002.jpg"), b"nor this").unwrap();

@@ -7,8 +7,7 @@ use clap::{Args, ValueEnum};
 use super::{print, print_json};
 use crate::bench::{Only, Options, run};
 use crate::engine::Precision;
-use crate::job::{Exit, JobError};
-use crate::store::S3Options;
+use crate::job::{Exit, JobError, S3Flags};
 
 /// Measure how fast this machine is with a model; writes nothing
 ///
@@ -55,6 +54,8 @@ pub(super) struct Bench {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    s3: S3Flags,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -73,7 +74,7 @@ impl Bench {
             .map_err(|reason| JobError::Usage(format!("--precision: {reason}")))?;
         let report = run(&Options {
             model: self.model,
-            s3: S3Options::default(),
+            s3: self.s3.options()?,
             images: self.images,
             imgsz: self.imgsz,
             square: self.square,

@@ -7,7 +7,9 @@ use serde_json::{Map, Value, json};
 
 use super::{print, print_json, shown};
 use crate::engine::{NUMERICS_VERSION, Precision, choose, forced};
-use crate::job::{CheckedPack, Exit, JobError, LINE_SCHEMA, MANIFEST_SCHEMA, check_packs, mib};
+use crate::job::{
+    CheckedPack, Exit, JobError, LINE_SCHEMA, MANIFEST_SCHEMA, S3Flags, check_packs, mib,
+};
 use crate::kernels::{Cpu, Tier};
 use crate::model::{Info, Model, ModelFile};
 use crate::picture::DECODERS;
@@ -26,6 +28,8 @@ pub(super) struct Doctor {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    s3: S3Flags,
 }
 
 impl Doctor {
@@ -38,7 +42,7 @@ impl Doctor {
         let (model, packs) = match &self.model {
             None => (None, Vec::new()),
             Some(file) => {
-                let (model, packs) = look(file)?;
+                let (model, packs) = look(file, &self.s3.options()?)?;
                 (model.map(|model| (file, model)), packs)
             }
         };
@@ -139,8 +143,8 @@ impl Doctor {
 }
 
 /// Reads a checkpoint and all of the packs beside it, or a pack.
-fn look(file: &Path) -> Result<(Option<Model>, Vec<CheckedPack>), JobError> {
-    let file = ModelFile::find(file, &S3Options::default())?;
+fn look(file: &Path, s3: &S3Options) -> Result<(Option<Model>, Vec<CheckedPack>), JobError> {
+    let file = ModelFile::find(file, s3)?;
     if file.open_pack()?.is_some() {
         return Ok((None, check_packs(&file, None)?));
     }

@@ -6,9 +6,9 @@ use clap::{Args, Subcommand};
 
 use super::{print, print_json, shown};
 use crate::engine::Precision;
-use crate::job::{Exit, JobError, MadePack, pack_model, tell};
+use crate::job::{Exit, JobError, MadePack, S3Flags, pack_model, tell};
 use crate::model::{Model, ModelFile, write_safetensors};
-use crate::store::{LocalStore, PutNew, S3Options, Store, one_line};
+use crate::store::{LocalStore, PutNew, Store, one_line};
 
 /// Look into a checkpoint, convert it, or pack its weights
 #[derive(Debug, Subcommand)]
@@ -27,6 +27,8 @@ pub(super) struct Inspect {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    s3: S3Flags,
 }
 
 /// Write a checkpoint as .safetensors with everything that haul needs to run it
@@ -38,6 +40,8 @@ pub(super) struct Convert {
     /// The new file [default: FILE with .safetensors]
     #[arg(long, value_name = "PATH")]
     dest: Option<PathBuf>,
+    #[command(flatten)]
+    s3: S3Flags,
 }
 
 /// Write the weights as the kernels read them, so that runs start faster
@@ -60,6 +64,8 @@ pub(super) struct Pack {
     /// The pack, replaced if it is there [default: FILE with the form and .haulpack added]
     #[arg(long, short = 'o', value_name = "PATH")]
     dest: Option<PathBuf>,
+    #[command(flatten)]
+    s3: S3Flags,
 }
 
 impl ModelCommand {
@@ -72,13 +78,13 @@ impl ModelCommand {
     }
 }
 
-fn load(file: &Path) -> Result<Model, JobError> {
-    Ok(ModelFile::find(file, &S3Options::default())?.read()?)
+fn load(file: &Path, s3: &S3Flags) -> Result<Model, JobError> {
+    Ok(ModelFile::find(file, &s3.options()?)?.read()?)
 }
 
 impl Inspect {
     fn execute(self) -> Result<Exit, JobError> {
-        let Model { sha256, info, .. } = load(&self.file)?;
+        let Model { sha256, info, .. } = load(&self.file, &self.s3)?;
         if self.json {
             print_json(&serde_json::json!({ "sha256": sha256, "info": info }))?;
             return Ok(Exit::Done);
@@ -121,7 +127,7 @@ impl Inspect {
 
 impl Convert {
     fn execute(self) -> Result<Exit, JobError> {
-        let found = ModelFile::find(&self.file, &S3Options::default())?;
+        let found = ModelFile::find(&self.file, &self.s3.options()?)?;
         let Some(dest) = self.dest.or_else(|| Some(found.local()?.with_extension("safetensors")))
         else {
             return Err(JobError::Usage(format!(
@@ -147,7 +153,7 @@ impl Convert {
 impl Pack {
     fn execute(self) -> Result<Exit, JobError> {
         let made =
-            pack_model(&self.file, &S3Options::default(), self.precision, self.dest.as_deref())?;
+            pack_model(&self.file, &self.s3.options()?, self.precision, self.dest.as_deref())?;
         let MadePack { path, form, numeric_class, bytes } = made;
         tell(&format!("{}: {bytes} bytes, {form}, for the class {numeric_class}", shown(&path)));
         Ok(Exit::Done)

@@ -187,7 +187,8 @@ impl Gate {
     }
 
     /// Whether it is about all failed pictures, and so decides whether there may be any.
-    fn speaks_for_failures(&self) -> bool {
+    #[must_use]
+    pub fn speaks_for_failures(&self) -> bool {
         self.metric == Metric::Errors
     }
 

@@ -475,6 +475,11 @@ pub fn open_on(
         (None, Some(retry)) => retry.open_source(&spec)?,
         (None, None) => open_source(&spec, before.as_ref().map(|job| job.folder.clone().into()))?,
     };
+    if planned.is_none()
+        && let Some(remark) = source.remark()
+    {
+        terminal.warn(&remark);
+    }
     let names = Arc::new(Names::new(&spec)?);
     let lock = match lock(&spec, shard) {
         Err(JobError::Lock(LockError::Held(holder))) => {

@@ -384,6 +384,11 @@ pub trait Source: Send + Sync + Debug {
     /// whose pictures are all gone).
     fn vouches(&self, witness: Option<&Key>) -> bool;
 
+    /// What a person should know of this input before it is worked on, if there is anything.
+    fn remark(&self) -> Option<String> {
+        None
+    }
+
     /// What keys are relative to: the folder's path, or a prefix that is empty or ends in `/`.
     fn root(&self) -> String;
 

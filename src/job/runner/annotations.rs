@@ -2,7 +2,11 @@
 
 use crate::job::session::Session;
 use crate::job::shard::Shard;
-use crate::store::{LocalStore, Place, S3, S3Store, Store, StoreError};
+use std::path::PathBuf;
+
+use crate::store::{
+    Key, LocalStore, Place, S3, S3Store, Store, StoreError, annotated_name, sha256,
+};
 
 /// The place of annotated pictures.
 pub(super) enum Annotations {
@@ -35,6 +39,18 @@ impl Annotations {
         match self {
             Annotations::Folder(store) => store,
             Annotations::Bucket(store) => store,
+        }
+    }
+
+    /// The name of a picture there.
+    pub(super) fn name(&self, key: &Key) -> PathBuf {
+        let name = annotated_name(key);
+        match self {
+            // As long as no other name may be: what would be too long gets another one.
+            Annotations::Bucket(store) if store.is_too_long(&name) => {
+                PathBuf::from(format!("{}.annotated.jpg", sha256(key.as_bytes())))
+            }
+            _ => name,
         }
     }
 

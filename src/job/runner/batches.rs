@@ -17,7 +17,6 @@ use crate::job::manifest::{Done, Record, record_names};
 use crate::job::notices::MOST_NAMED;
 use crate::job::plan::{Batch, SEGMENT_BATCHES};
 use crate::job::tally::Tally;
-use crate::store::annotated_name;
 
 /// A mini-batch is tried so often in one run.
 const TRIES: u64 = 3;
@@ -213,7 +212,7 @@ impl Dispatcher<'_> {
             let start = Instant::now();
             let keep = Box::new(answer._ticket);
             let store = annotations.store();
-            open.annotated.push(store.begin_replace(&annotated_name(&key), jpeg, keep)?);
+            open.annotated.push(store.begin_replace(&annotations.name(&key), jpeg, keep)?);
             self.write += start.elapsed();
         }
         if failed && let Some(reason) = self.threshold(planned) {

@@ -347,6 +347,23 @@ impl Source for S3Source {
         self.s3.wait(async move { first_byte(&s3, &at).await.is_ok() })
     }
 
+    fn remark(&self) -> Option<String> {
+        let Names::Prefix(prefix) = &self.names else { return None };
+        let folder = prefix.folder();
+        if folder == *prefix {
+            return None;
+        }
+        // People who write no slash mostly mean what is behind it.
+        let mut pages = self.s3.list(&folder, Want { most: Some(1), ..Want::default() });
+        let page = pages.next()?.ok().filter(|page| !page.entries.is_empty())?;
+        let key = page.entries.first()?.key.get(self.root.key.len()..)?.to_vec();
+        Some(format!(
+            "`{prefix}` is everything whose key begins so, and keys in the results are such as `{}` \
+             (for what is in `{folder}` alone, end it with a slash)",
+            Key::new(key)
+        ))
+    }
+
     fn root(&self) -> String {
         self.root.to_string()
     }

@@ -25,6 +25,12 @@ impl S3Store {
         S3Store { s3: s3.clone(), prefix: prefix.folder() }
     }
 
+    /// Whether an object of this name would have a longer key than objects may have.
+    #[must_use]
+    pub fn is_too_long(&self, name: &Path) -> bool {
+        self.at(name).key.len() > 1024
+    }
+
     fn at(&self, name: &Path) -> Location {
         self.prefix.join(&name.to_string_lossy())
     }
