@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::committer::{Committed, Complete, check_hold};
+use super::committer::{Committed, Complete, Told, check_hold};
 use super::{Dispatcher, Open};
 use crate::failpoint;
 use crate::job::chain::Chain;
@@ -248,8 +248,11 @@ impl Dispatcher<'_> {
     }
 
     /// Hears what became of it. An exit code is [`Dispatcher::fault`]'s.
-    pub(super) fn committed(&mut self, told: Committed) -> Result<Option<Exit>, JobError> {
-        let Committed { batch, took, result } = told;
+    pub(super) fn told(&mut self, told: Told) -> Result<Option<Exit>, JobError> {
+        let Committed { batch, took, result } = match told {
+            Told::Committed(committed) => committed,
+            Told::Lost(error) => return Err(error),
+        };
         self.committing -= 1;
         self.write += took;
         let record = match result {

@@ -8,13 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use crate::job::exit::JobError;
 use crate::job::manifest::Record;
 use crate::job::session::Session;
 use crate::job::tally::Tally;
 use crate::store::{Hold, Writing};
+
+/// How often a run that commits nothing asks whether the output is still its own.
+const CHECK_HOLD: Duration = Duration::from_secs(5);
 
 /// A mini-batch whose lines are all there.
 pub(super) struct Complete {
@@ -27,7 +30,15 @@ pub(super) struct Complete {
     pub(super) seconds: f64,
 }
 
-/// What became of it.
+/// What the dispatcher hears of it.
+pub(super) enum Told {
+    /// A mini-batch is through, one way or the other.
+    Committed(Committed),
+    /// The output is not ours any more.
+    Lost(JobError),
+}
+
+/// What became of a mini-batch.
 pub(super) struct Committed {
     pub(super) batch: u64,
     pub(super) took: Duration,
@@ -38,7 +49,7 @@ pub(super) struct Committed {
 pub(super) struct Committer {
     pub(super) session: Arc<Session>,
     pub(super) work: Receiver<Complete>,
-    pub(super) told: Sender<Committed>,
+    pub(super) told: Sender<Told>,
     /// Nothing more is to be committed.
     pub(super) stop: Arc<AtomicBool>,
 }
@@ -47,12 +58,27 @@ impl Committer {
     /// Works until nobody gives any more, or something is wrong that no other try mends: after that
     /// nothing is committed.
     pub(super) fn run(self) {
-        for complete in self.work.iter().take_while(|_| !self.stop.load(Ordering::Relaxed)) {
+        loop {
+            let complete = match self.work.recv_timeout(CHECK_HOLD) {
+                Ok(complete) => complete,
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => match check_hold(&self.session) {
+                    // Where it cannot be said, it is asked again when there is something to commit.
+                    Err(error) if !error.passes() => {
+                        let _ = self.told.send(Told::Lost(error));
+                        return;
+                    }
+                    _ => continue,
+                },
+            };
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
             let (batch, start) = (complete.batch, Instant::now());
             let result = self.commit(complete);
             let over = result.as_ref().is_err_and(|error| !error.passes());
-            let told = self.told.send(Committed { batch, took: start.elapsed(), result });
-            if over || told.is_err() {
+            let committed = Committed { batch, took: start.elapsed(), result };
+            if self.told.send(Told::Committed(committed)).is_err() || over {
                 return;
             }
         }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use self::annotations::Annotations;
-use self::committer::{Committed, Committer, Complete, check_hold};
+use self::committer::{Committer, Complete, Told, check_hold};
 use crate::failpoint;
 use crate::job::chain::Chain;
 use crate::job::events::Event;
@@ -129,11 +129,10 @@ struct Dispatcher<'a> {
     events: Receiver<Event>,
     orders: Option<Sender<Order>>,
     commits: Option<Sender<Complete>>,
-    told: Receiver<Committed>,
+    told: Receiver<Told>,
     stop_committing: Arc<AtomicBool>,
     /// Mini-batches that the committer has not told about yet.
     committing: usize,
-    hold_checked: Instant,
     stop_listing: Arc<AtomicBool>,
     /// Written by the lister: pictures seen, and time taken.
     listed: Arc<AtomicU64>,
@@ -234,7 +233,7 @@ impl<'a> Dispatcher<'a> {
         let stop_committing = Arc::new(AtomicBool::new(false));
         // Neither holds anybody up: `open_pictures` bounds what is in them.
         let (commits, complete) = unbounded::<Complete>();
-        let (tell, told) = unbounded::<Committed>();
+        let (tell, told) = unbounded::<Told>();
         let committer = Committer {
             session: session.clone(),
             work: complete,
@@ -265,7 +264,6 @@ impl<'a> Dispatcher<'a> {
             told,
             stop_committing,
             committing: 0,
-            hold_checked: Instant::now(),
             stop_listing,
             listed,
             share_listed,
@@ -408,7 +406,7 @@ impl<'a> Dispatcher<'a> {
                 recv(self.told) -> told => match told {
                     Err(_) => return Err(JobError::Internal("the committer ended early".into())),
                     Ok(told) => {
-                        if let Some(exit) = self.committed(told)? {
+                        if let Some(exit) = self.told(told)? {
                             return Ok(Some(exit));
                         }
                     }

@@ -3,16 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::committer::check_hold;
 use super::{Dispatcher, Open};
 use crate::job::exit::{Exit, JobError};
 use crate::job::spec::MaxFailures;
 
 /// If the first so many pictures all fail, something is wrong with all of them.
 const FAIL_FAST: u64 = 20;
-
-/// How often a run that commits nothing asks whether the output is still its own.
-const CHECK_HOLD: Duration = Duration::from_secs(5);
 
 /// How long a run that ends waits for what is being committed …
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -106,7 +102,7 @@ impl Dispatcher<'_> {
         let until = self.stopping.map_or(now + PATIENCE, |grace| grace.max(now + LEAST_PATIENCE));
         while self.committing > 0 {
             let Ok(told) = self.told.recv_deadline(until) else { break };
-            self.committed(told)?;
+            self.told(told)?;
         }
         Ok(())
     }
@@ -118,14 +114,6 @@ impl Dispatcher<'_> {
         {
             let limit = humantime::format_duration(limit);
             self.interrupt(&format!("--max-runtime {limit} is over"), "a signal");
-        }
-        if self.hold_checked.elapsed() >= CHECK_HOLD {
-            self.hold_checked = Instant::now();
-            match check_hold(&self.session) {
-                // Whether anything can be committed is asked when there is something to commit.
-                Err(error) if error.passes() => {}
-                other => other?,
-            }
         }
         let limit = self.session.spec.batch_timeout;
         let late = |open: &Open| {

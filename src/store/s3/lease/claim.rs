@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_dead_owner_is_known_on_its_own_machine_only() {
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let mut claim = Claim::new(&Owner::this(), None).unwrap().next(State::Held);
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
         claim.owner.pid = child.id();

@@ -26,7 +26,7 @@ pub(super) enum Swap {
     /// Done; with the new entity tag.
     Done(String),
     /// This is there instead, or nothing.
-    Other(Option<Found>),
+    Other(Option<Box<Found>>),
 }
 
 /// Reads a lease.
@@ -56,7 +56,7 @@ pub(super) async fn swap(s3: &S3, at: &Location, bytes: &[u8], tag: &str) -> Res
             (Put::Not { .. }, Some(found)) if found.tag.as_deref() == Some(tag) => {
                 s3.0.bare_tags.store(!bare, Ordering::Relaxed);
             }
-            (_, found) => return Ok(Swap::Other(found)),
+            (_, found) => return Ok(Swap::Other(found.map(Box::new))),
         }
     }
     Err(Fault::new(Kind::Refused, "the store does not know the entity tag that it gave"))
@@ -239,16 +239,16 @@ impl Shared {
                     self.renewed_at(began);
                     return Ok(());
                 }
-                Swap::Other(Some(Found { claim: Some(claim), tag: Some(tag), .. }))
-                    if claim.nonce == turn.claim.nonce =>
-                {
+                Swap::Other(Some(found)) if found.tag.is_some() && found.is_of(&turn.claim) => {
                     // Ours, whose answer was lost. Who watches has seen it when it came through, which
                     // we do not know, so it is no renewal of now.
                     self.s3.0.counts.add(|traffic| traffic.answers_lost += 1);
-                    *turn = Turn { claim, tag };
+                    if let Found { claim: Some(claim), tag: Some(tag), .. } = *found {
+                        *turn = Turn { claim, tag };
+                    }
                 }
                 Swap::Other(found) => {
-                    let _ = self.lost.set(self.describe(found.as_ref()));
+                    let _ = self.lost.set(self.describe(found.as_deref()));
                     return Ok(());
                 }
             }

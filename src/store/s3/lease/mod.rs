@@ -161,6 +161,9 @@ struct Seeker {
     met: Option<Instant>,
 }
 
+/// A lease that cannot be held beside another: the shard it is for, and where it lies.
+type Rival = (Option<(u32, u32)>, Location);
+
 /// What came of one attempt.
 enum Attempt {
     Had(Lease),
@@ -393,7 +396,7 @@ impl Seeker {
                         .map_err(|error| StoreError::new("read", "/dev/urandom", error))?;
                     match self.swap(at, claim.next(State::Released).bytes(), &there)? {
                         Swap::Done(_) => return Ok(None),
-                        Swap::Other(other) => found = other,
+                        Swap::Other(other) => found = other.map(|other| *other),
                     }
                 }
             }
@@ -402,7 +405,7 @@ impl Seeker {
     }
 
     /// The leases that cannot be held beside ours, and whose they are.
-    fn rivals(&self) -> Result<Vec<(Option<(u32, u32)>, Location)>, LockError> {
+    fn rivals(&self) -> Result<Vec<Rival>, LockError> {
         let mut rivals = Vec::new();
         if self.shard.is_some() {
             rivals.push((None, self.prefix.join(WHOLE)));

@@ -1,4 +1,4 @@
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
 
 use super::fake::Fake;
@@ -50,18 +50,28 @@ fn foreign(shard: Option<(u32, u32)>) -> Vec<u8> {
     altered(&claim, &[("boot_id", "another".into()), ("host", "far".into()), ("pid", 7.into())])
 }
 
-/// The lease of a process of this machine, and that process.
-fn neighbour(shard: Option<(u32, u32)>, state: State) -> (Vec<u8>, Child) {
-    let child = Command::new("sleep").arg("1000").spawn().unwrap();
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
-    let start: u64 = stat.rsplit(')').next().unwrap().split(' ').nth(20).unwrap().parse().unwrap();
-    let claim = Claim::new(&Owner::this(), shard).unwrap().next(state);
-    (altered(&claim, &[("pid", child.id().into()), ("start_time", start.into())]), child)
+/// A process that ends when the test does.
+struct Neighbour(Child);
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
-fn kill(mut child: Child) {
-    child.kill().unwrap();
-    child.wait().unwrap();
+/// The lease of a process of this machine, and that process.
+fn neighbour(shard: Option<(u32, u32)>, state: State) -> (Vec<u8>, Neighbour) {
+    let child = Command::new("sleep").arg("100").stdout(Stdio::null()).spawn().unwrap();
+    let child = Neighbour(child);
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.0.id())).unwrap();
+    let start: u64 = stat.rsplit(')').next().unwrap().split(' ').nth(20).unwrap().parse().unwrap();
+    let claim = Claim::new(&Owner::this(), shard).unwrap().next(state);
+    (altered(&claim, &[("pid", child.0.id().into()), ("start_time", start.into())]), child)
+}
+
+fn kill(child: Neighbour) {
+    drop(child);
 }
 
 #[test]
@@ -105,7 +115,8 @@ fn tags_are_sent_as_the_server_wants_them() {
 
 #[test]
 fn a_server_that_ignores_conditions_is_refused() {
-    let cases: [(fn(&Fake), &str); 3] = [
+    type Case = (fn(&Fake), &'static str);
+    let cases: [Case; 3] = [
         (|fake| fake.odd.ignores_free.store(true, SeqCst), "ignores If-None-Match"),
         (|fake| fake.odd.ignores_match.store(true, SeqCst), "ignores If-Match"),
         (|fake| fake.odd.knows_none.store(true, SeqCst), "does not know conditional writes"),
@@ -253,7 +264,7 @@ fn what_a_dead_process_held_is_had_at_once() {
     fake.set(WHOLE, Some(&bytes));
     // Without a hint about other machines.
     let text = held(lease(&fake, None, 0));
-    assert!(text.starts_with(&format!("process {} on host ", child.id())), "{text}");
+    assert!(text.starts_with(&format!("process {} on host ", child.0.id())), "{text}");
     assert!(!text.contains('('), "{text}");
     kill(child);
     let lease = whole(&fake);
