@@ -78,7 +78,7 @@ def kubernetes_answer(spec, code):
     for rule in spec["podFailurePolicy"]["rules"]:
         codes = rule.get("onExitCodes")
         if codes and (code in codes["values"]) == (codes["operator"] == "In"):
-            return {"FailJob": STOP, "FailIndex": STOP, "Count": AGAIN, "Ignore": AGAIN}[rule["action"]]
+            return {"FailJob": STOP, "FailIndex": STOP, "Count": AGAIN}.get(rule["action"])
     return AGAIN
 
 
@@ -93,6 +93,8 @@ def kubernetes(binary):
         except kubernetes_validate.ValidationError as error:
             where = ".".join(map(str, error.path))
             check(False, f"{path.name}: {version}: {where}: {error.message}")
+    if wrong:
+        return  # what follows would stumble over it
     spec = job["spec"]
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
@@ -158,6 +160,8 @@ def aws_batch(binary):
     shape = service.operation_model("RegisterJobDefinition").input_shape
     report = botocore.validate.ParamValidator().validate(request, shape)
     check(not report.has_errors(), f"{path.name}: {report.generate_report()}")
+    if report.has_errors():
+        return
     for found in enumerations(request, shape):
         check(False, f"{path.name}: {found}")
     strategy = request["retryStrategy"]

@@ -44,11 +44,15 @@ trap finish EXIT
 
 if [ $# = 3 ]; then
     input=$2 output=$3
-elif [ -n "${AWS_ENDPOINT_URL_S3:-}" ] && "$haul" run --help | grep -q -- --endpoint-url; then
+elif [ -n "${AWS_ENDPOINT_URL_S3:-}" ] &&
+    "$haul" run --help | grep -A 2 -e '--output <' | grep -q s3://; then
     input=s3://slurm-$$/in output=s3://slurm-$$/out
 else
     input=$work/in output=$work/out
 fi
+# To haul a prefix without its slash is the beginning of names, and these would begin with it.
+input=${input%/} output=${output%/}
+case $input in s3://*) input=$input/ ;; esac
 
 fail() {
     echo "FAILED: $*" >&2
@@ -225,8 +229,16 @@ def read(output):
     assert success["parts"] == len(parts), success
     return digests, success["parts_sha256"]
 
-assert read(alone) == read(together), "the results differ from those of one run"
+(one, _), (other, _) = read(alone), read(together)
+differ = sorted(number for number in one.keys() | other.keys() if one.get(number) != other.get(number))
+if differ:
+    print(f"{len(differ)} of {len(one)} parts differ from those of one run, the first is {differ[0]}:")
+    for output in alone, together:
+        part = next(output.glob(f"part-{differ[0]:08}*"), None)
+        print(f"  {part.read_bytes()[:300]}" if part else f"  {output} has none")
+    sys.exit(1)
+assert read(alone) == read(together), "the markers differ"
 jobs = {json.loads(path.read_text())["job"] for path in (together / "_manifest/done").iterdir()}
 assert len(jobs) == 1, jobs
-print(len(read(together)[0]), "mini-batches, each committed once, the same bytes as alone")
+print(len(one), "mini-batches, each committed once, the same bytes as alone")
 PYTHON

@@ -9,8 +9,15 @@
 #   by apt-get    build-essential (a C compiler), python3 3.11 or newer, python3-venv
 #   by rustup     the components rustfmt and clippy
 #   by apt-get    valgrind, where it can be had; its stage is skipped elsewhere
+#   by apt-get    radosgw, ceph-osd and ceph-mon (an S3 server), slurmctld, slurmd, slurm-client and
+#                 munge, where they can be had; 0.4 GB. scripts/servers starts them in a temporary
+#                 folder and on 127.0.0.1, and they are ended with this script
 #   by pip        numpy, pycocotools and megadetector (for its validator alone, without what it
-#                 depends on), into a virtual environment in the target folder
+#                 depends on), botocore and kubernetes-validate (schemas), into a virtual environment
+#                 in the target folder
+#
+# Tests find the S3 server by HAUL_TEST_S3_* (scripts/servers/radosgw.sh lists them) and skip without.
+# AWS_* is left alone, so that nothing else begins to depend on it.
 #
 # HAUL_PARITY_DATA      a folder with real weights, pictures and goldens; without it some tests skip
 # HAUL_ACCEPT_COUNT     how many kills scripts/accept.sh tries (25)
@@ -42,7 +49,12 @@ target=$(cd "$target" && pwd)
 haul=$target/release/haul
 venv=$target/test-venv
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+end_servers() {
+    scripts/servers/slurm.sh down "$work/slurm" || true
+    scripts/servers/radosgw.sh down "$work/radosgw" || true
+}
+trap 'end_servers; rm -rf "$work"' EXIT
+PATH=$PATH:/usr/sbin:/sbin # where Debian has daemons
 accept_count=${HAUL_ACCEPT_COUNT:-25}
 export HAUL_PYTHON=$venv/bin/python # for tests that ask pycocotools
 
@@ -92,19 +104,50 @@ packages_missing() {
     python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
 }
 
+# Program and package of the servers for tests.
+SERVERS="radosgw:radosgw ceph-osd:ceph-osd ceph-mon:ceph-mon
+slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge"
+
+servers_missing() {
+    local pair
+    for pair in $SERVERS; do
+        command -v "${pair%%:*}" >/dev/null || echo "${pair##*:}"
+    done
+}
+
+# Those of some packages that apt-get knows here.
+to_be_had() {
+    local package
+    command -v apt-get >/dev/null || return 0
+    for package in "$@"; do
+        if apt-cache policy "$package" | grep -q 'Candidate: [0-9]'; then echo "$package"; fi
+    done
+}
+
+# install_packages NAMES...: by apt-get, whose lists are new.
+install_packages() {
+    local as_root=()
+    echo "installing by apt-get: $*"
+    [ "$(id -u)" = 0 ] || as_root=(sudo)
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "$@"
+}
+
 install_missing() {
-    local packages component as_root=()
+    local packages servers component as_root=()
     mapfile -t packages < <(packages_missing)
-    if [ ${#packages[@]} -gt 0 ]; then
-        echo "installing by apt-get: ${packages[*]}"
-        if ! command -v apt-get >/dev/null; then
-            echo "there is no apt-get here; install them yourself and use --no-install" >&2
-            return 1
-        fi
+    mapfile -t servers < <(servers_missing)
+    if [ ${#packages[@]} -gt 0 ] && ! command -v apt-get >/dev/null; then
+        echo "missing: ${packages[*]}" >&2
+        echo "there is no apt-get here; install them yourself and use --no-install" >&2
+        return 1
+    fi
+    if [ $((${#packages[@]} + ${#servers[@]})) -gt 0 ] && command -v apt-get >/dev/null; then
         [ "$(id -u)" = 0 ] || as_root=(sudo)
         "${as_root[@]}" apt-get update -qq
-        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-            apt-get install -y -qq --no-install-recommends "${packages[@]}"
+        mapfile -t servers < <(to_be_had "${servers[@]}")
+        packages+=("${servers[@]}")
+        [ ${#packages[@]} = 0 ] || install_packages "${packages[@]}"
     fi
     if ! command -v cargo >/dev/null; then
         echo "there is no cargo; see https://rustup.rs" >&2
@@ -127,7 +170,81 @@ install_missing() {
         "$HAUL_PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps \
             'megadetector==10.0.28'
     fi
+    if ! "$HAUL_PYTHON" -c 'import botocore, kubernetes_validate' 2>/dev/null; then
+        echo "installing by pip into $venv: botocore, kubernetes-validate"
+        "$HAUL_PYTHON" -m pip install --quiet --disable-pip-version-check \
+            'botocore==1.44.5' 'kubernetes-validate==1.37.0'
+    fi
     echo "everything is there"
+}
+
+# A server that is skipped although it could have been installed is a failure.
+server() { # PACKAGE COMMAND...
+    local package=$1 code=0
+    shift
+    "$@" || code=$?
+    if [ $code = $SKIP ] && [ $install = yes ] && [ -n "$(to_be_had "$package")" ]; then
+        echo "$package can be had here, and its server did not start" >&2
+        return 1
+    fi
+    return $code
+}
+
+# An S3 server, for the tests and for what comes after them. Its keys are not for logs.
+test_servers() {
+    python_is_new_enough || skip "Python 3.11 or newer is not here"
+    server radosgw scripts/servers/radosgw.sh up "$work/radosgw" >"$work/radosgw.said" || {
+        local code=$?
+        cat "$work/radosgw.said"
+        return $code
+    }
+    grep ENDPOINT "$work/radosgw/env"
+}
+
+# The proxy that spoils requests to it, by which tests see how haul takes that.
+fault_proxy() {
+    [ -f "$work/radosgw/env" ] || skip "there is no S3 server"
+    set -a
+    # shellcheck source=/dev/null
+    . "$work/radosgw/env"
+    set +a
+    timeout --kill-after=30 5m python3 scripts/servers/check_proxy.py
+}
+
+# A job array on two nodes of a Slurm of our own, over S3 where haul and a server are there.
+slurm_array() {
+    [ -x "$haul" ] || skip "there is no release build"
+    python_is_new_enough || skip "Python 3.11 or newer is not here"
+    server slurmctld scripts/servers/slurm.sh up "$work/slurm"
+    set -a
+    # shellcheck source=/dev/null
+    . "$work/slurm/env"
+    # shellcheck source=/dev/null
+    if [ -f "$work/radosgw/env" ]; then . "$work/radosgw/env"; fi
+    set +a
+    timeout --kill-after=30 10m scripts/slurm_array.sh "$haul"
+    scripts/servers/slurm.sh down "$work/slurm"
+}
+
+# Jobs from bucket to bucket: killed, through a proxy that spoils requests, sharded, and all wrong.
+accept_s3() {
+    [ -x "$haul" ] || skip "there is no release build"
+    [ -f "$work/radosgw/env" ] || skip "there is no S3 server"
+    set -a
+    # shellcheck source=/dev/null
+    . "$work/radosgw/env"
+    set +a
+    timeout --kill-after=30 10m python3 scripts/accept_s3.py --haul "$haul" \
+        --kills $(((accept_count + 4) / 5))
+}
+
+job_files() {
+    [ -x "$HAUL_PYTHON" ] || skip "there is no $HAUL_PYTHON"
+    if [ -x "$haul" ]; then
+        "$HAUL_PYTHON" scripts/job_files.py "$haul"
+    else
+        "$HAUL_PYTHON" scripts/job_files.py
+    fi
 }
 
 licences() {
@@ -146,7 +263,7 @@ documents() {
     done < <(find ./*.md docs scripts -name '*.md' -exec grep -oHE '\]\([^)#:]+[)#]' {} + | sed 's/](//; s/.$//')
     [ $wrong = 0 ] || return 1
     [ -x "$haul" ] || skip "the links are right; there is no release build for the rest"
-    for flag in $("$haul" run --help | grep -oE '^ +(-[a-z], )?--[a-z-]+' | grep -oE '[a-z-]{3,}$'); do
+    for flag in $("$haul" run --help | grep -oE '^ +(-[a-z], )?--[a-z0-9-]+' | grep -oE '[a-z0-9-]{3,}$'); do
         flag=${flag#--} key=${flag//-/_}
         case $flag in help | new | print-config | json | quiet | verbose) continue ;; esac
         if ! grep -q "^| \`$key\`" docs/job-file.md; then
@@ -154,7 +271,7 @@ documents() {
             wrong=1
         fi
     done
-    for job in jobs/*.toml jobs/*.json; do
+    for job in jobs/*.toml jobs/transform.json; do
         # What is printed is a job file again, and means the same.
         "$haul" run "$job" --print-config >"$work/config.toml" || wrong=1
         "$haul" run "$work/config.toml" --print-config | diff "$work/config.toml" - || wrong=1
@@ -334,6 +451,12 @@ stage "cargo fmt" cargo fmt --check
 stage "cargo clippy" cargo clippy --all-targets --locked -- -D warnings
 stage "clippy with failpoints" cargo clippy --all-targets --locked --features failpoints -- -D warnings
 stage "cargo doc" rustdoc
+stage "test servers" test_servers
+# In this shell, for all that follows.
+while IFS= read -r line; do
+    case $line in HAUL_TEST_*) export "${line?}" ;; esac
+done < <(cat "$work/radosgw/env" 2>/dev/null)
+stage "fault proxy" fault_proxy
 tests
 stage "failpoints" failpoints # after `tests`: it builds the binary anew, with the feature
 stage "kernels under valgrind" memcheck
@@ -344,8 +467,11 @@ stage "first command" quickstart
 stage "export to pycocotools" coco
 stage "export to megadetector" megadetector
 stage "documents" documents
+stage "job files" job_files
+stage "slurm array" slurm_array
 stage "mAP on photographs" photographs
 stage "crash and resume" accept
+stage "S3 to S3" accept_s3
 
 printf '\n== time\n'
 printf '%s\n' "${table[@]}"

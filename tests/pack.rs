@@ -10,7 +10,8 @@ use common::binary::{Haul, concatenated, folder, model, parts, testdata};
 use haul::engine::packed;
 use haul::job::check_packs;
 use haul::kernels::{Cpu, Tier};
-use haul::model::{open_pack, read, write_pack};
+use haul::model::{ModelFile, open_pack, read, write_pack};
+use haul::store::S3Options;
 use tempfile::TempDir;
 
 /// A folder with a copy of the small model.
@@ -291,28 +292,29 @@ fn a_job_goes_on_with_and_without_a_pack() {
 #[test]
 fn all_of_a_pack_is_checked_for_those_who_ask() {
     let (home, file) = home();
+    let found = |path: &Path| ModelFile::find(path, &S3Options::default()).unwrap();
     let sha256 = read(&file).unwrap().sha256;
-    assert!(check_packs(&file, Some(&sha256)).unwrap().is_empty());
+    assert!(check_packs(&found(&file), Some(&sha256)).unwrap().is_empty());
     pack(&file).exits(0);
     pack(&file).env("HAUL_CPU_TIER", "portable").exits(0);
     let count = packs(home.path()).len();
-    let checked = check_packs(&file, Some(&sha256)).unwrap();
+    let checked = check_packs(&found(&file), Some(&sha256)).unwrap();
     assert_eq!(checked.len(), count);
     assert!(checked.iter().all(|pack| pack.fault.is_none()), "{checked:?}");
     let doctor = |file: &Path| Haul::new("doctor").arg("--model").arg(file);
     assert!(doctor(&file).exits(0).stdout.contains("haulpack: f32-plain, whole"));
-    let other = check_packs(&file, Some("another")).unwrap();
+    let other = check_packs(&found(&file), Some("another")).unwrap();
     assert!(other.iter().all(|pack| pack.fault.is_some()), "{other:?}");
     for path in packs(home.path()) {
         let mut bytes = fs::read(&path).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&path, bytes).unwrap();
-        let checked = check_packs(&path, None).unwrap();
+        let checked = check_packs(&found(&path), None).unwrap();
         let fault = checked[0].fault.as_deref().unwrap();
         assert!(fault.contains("its weights are damaged"), "{fault}");
         assert!(doctor(&path).exits(1).stdout.contains("its weights are damaged"));
     }
     assert!(doctor(&file).args(["--json"]).exits(1).stdout.contains("its weights are damaged"));
-    assert!(check_packs(&file, None).unwrap().iter().all(|pack| pack.fault.is_some()));
-    assert!(check_packs(&home.path().join("none"), None).is_err());
+    assert!(check_packs(&found(&file), None).unwrap().iter().all(|pack| pack.fault.is_some()));
+    assert!(check_packs(&found(&home.path().join("none")), None).is_err());
 }

@@ -240,7 +240,7 @@ class Proxy:
         if kind in ("reset", "truncate", "flip"):
             good = answer.first[1] in ("200", "206")
             if good and await self.spoil(kind, chance, answer, up_reader, writer):
-                return False  # for `flip` too, which nobody minds
+                return kind == "flip" and head.keeps(version) and answer.keeps(answer.first[0])
             self.passed += 1
         writer.write(answer.raw)
         if not bare:

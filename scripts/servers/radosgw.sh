@@ -54,6 +54,7 @@ down() {
     for name in "${NAMES[@]}"; do
         end "$1" "$name"
     done
+    rm -f "$1/env" # so that nobody takes it for one that runs
 }
 
 random() { # of N letters and digits

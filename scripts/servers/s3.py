@@ -47,15 +47,15 @@ class S3:
         self.secret = environment["AWS_SECRET_ACCESS_KEY"]
         self.connection = http.client.HTTPConnection(self.host, timeout=60)
 
-    def __call__(self, method, path, query=(), body=b""):
-        """One request, signed; the body of its answer."""
+    def __call__(self, method, path, query=(), body=b"", headers=None):
+        """One request, signed; the body of its answer. Headers given are sent unsigned."""
         path = quote(path, "/-_.~")
         query = "&".join(f"{quote(name)}={quote(value)}" for name, value in sorted(query))
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         digest = hashlib.sha256(body).hexdigest()
         names = "host;x-amz-content-sha256;x-amz-date"
-        headers = f"host:{self.host}\nx-amz-content-sha256:{digest}\nx-amz-date:{now}\n"
-        request = f"{method}\n{path}\n{query}\n{headers}\n{names}\n{digest}"
+        signed = f"host:{self.host}\nx-amz-content-sha256:{digest}\nx-amz-date:{now}\n"
+        request = f"{method}\n{path}\n{query}\n{signed}\n{names}\n{digest}"
         scope = f"{now[:8]}/{self.region}/s3/aws4_request"
         hashed = hashlib.sha256(request.encode()).hexdigest()
         key = ("AWS4" + self.secret).encode()
@@ -65,6 +65,7 @@ class S3:
         credential = f"AWS4-HMAC-SHA256 Credential={self.key}/{scope}"
         try:
             self.connection.request(method, path + (f"?{query}" if query else ""), body, {
+                **(headers or {}),
                 "x-amz-date": now,
                 "x-amz-content-sha256": digest,
                 "Authorization": f"{credential}, SignedHeaders={names}, Signature={signature}",

@@ -54,6 +54,7 @@ down() {
     for file in "$dir"/slurmd_*.pid "$dir/slurmctld.pid" "$dir/munge/pid"; do
         end "$dir" "$file"
     done
+    rm -f "$dir/env" # so that nobody takes it for one that runs
 }
 
 up() {

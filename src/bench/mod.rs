@@ -26,9 +26,10 @@ use crate::engine::fused::Fused;
 use crate::engine::{Engine, Precision, choose, forced};
 use crate::job::{JobError, peak as peak_memory};
 use crate::kernels::{Cpu, peak};
-use crate::model;
+use crate::model::ModelFile;
 use crate::picture::{Limits, Truncated};
 use crate::pool::Params;
+use crate::store::S3Options;
 use crate::yolo::NmsOptions;
 
 pub use end_to_end::Stages;
@@ -52,8 +53,10 @@ pub enum Only {
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The checkpoint.
+    /// The checkpoint: a path, or an address of S3.
     pub model: PathBuf,
+    /// How S3 is reached, if it is there.
+    pub s3: S3Options,
     /// A picture, or a folder with everything below it.
     pub images: PathBuf,
     /// Longest side of the network's input; `None` is the model's own.
@@ -101,7 +104,7 @@ pub fn run(options: &Options) -> Result<Report, JobError> {
     let files = pictures::find(&options.images)?;
 
     let usage = |error: &dyn std::error::Error| JobError::usage(error);
-    let read = model::read(&options.model).map_err(|e| usage(&e))?;
+    let read = ModelFile::find(&options.model, &options.s3)?.read()?;
     let own = u32::try_from(read.info.imgsz).unwrap_or(640);
     let imgsz = options.imgsz.unwrap_or(own);
     if !(32..=8192).contains(&imgsz) {

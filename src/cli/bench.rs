@@ -8,6 +8,7 @@ use super::{print, print_json};
 use crate::bench::{Only, Options, run};
 use crate::engine::Precision;
 use crate::job::{Exit, JobError};
+use crate::store::S3Options;
 
 /// Measure how fast this machine is with a model; writes nothing
 ///
@@ -21,7 +22,7 @@ Examples:
   haul bench --model yolov8n.pt --images photos/ --square --precision f32 --workers 2
   haul bench --model yolov8n.pt --images street.jpg --only model --per-layer")]
 pub(super) struct Bench {
-    /// The checkpoint
+    /// The checkpoint, or an archive with it (.tar.gz); also s3://...
     #[arg(long, short, value_name = "FILE")]
     model: PathBuf,
     /// A picture, or a folder with everything below it
@@ -72,6 +73,7 @@ impl Bench {
             .map_err(|reason| JobError::Usage(format!("--precision: {reason}")))?;
         let report = run(&Options {
             model: self.model,
+            s3: S3Options::default(),
             images: self.images,
             imgsz: self.imgsz,
             square: self.square,

@@ -9,8 +9,9 @@ use super::{print, print_json, shown};
 use crate::engine::{NUMERICS_VERSION, Precision, choose, forced};
 use crate::job::{CheckedPack, Exit, JobError, LINE_SCHEMA, MANIFEST_SCHEMA, check_packs, mib};
 use crate::kernels::{Cpu, Tier};
-use crate::model::{Info, Model, open_pack, read};
+use crate::model::{Info, Model, ModelFile};
 use crate::picture::DECODERS;
+use crate::store::S3Options;
 
 /// Say what this machine has and what haul makes of it
 #[derive(Debug, Args)]
@@ -19,7 +20,7 @@ Examples:
   haul doctor
   haul doctor --model yolov8n.pt --json")]
 pub(super) struct Doctor {
-    /// Look into a checkpoint too, and read all of its packs (exit 1 if one is damaged)
+    /// Look into a checkpoint too, also s3://..., and read all of its packs (exit 1 if one is damaged)
     #[arg(long, short, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Print JSON
@@ -139,11 +140,12 @@ impl Doctor {
 
 /// Reads a checkpoint and all of the packs beside it, or a pack.
 fn look(file: &Path) -> Result<(Option<Model>, Vec<CheckedPack>), JobError> {
-    if open_pack(file).map_err(|error| JobError::usage(&error))?.is_some() {
-        return Ok((None, check_packs(file, None)?));
+    let file = ModelFile::find(file, &S3Options::default())?;
+    if file.open_pack()?.is_some() {
+        return Ok((None, check_packs(&file, None)?));
     }
-    let model = read(file).map_err(|error| JobError::usage(&error))?;
-    let packs = check_packs(file, Some(&model.sha256))?;
+    let model = file.read()?;
+    let packs = check_packs(&file, Some(&model.sha256))?;
     Ok((Some(model), packs))
 }
 

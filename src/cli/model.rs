@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 use super::{print, print_json, shown};
 use crate::engine::Precision;
 use crate::job::{Exit, JobError, MadePack, pack_model, tell};
-use crate::model::{Model, read, write_safetensors};
-use crate::store::{LocalStore, PutNew, Store, one_line};
+use crate::model::{Model, ModelFile, write_safetensors};
+use crate::store::{LocalStore, PutNew, S3Options, Store, one_line};
 
 /// Look into a checkpoint, convert it, or pack its weights
 #[derive(Debug, Subcommand)]
@@ -21,7 +21,7 @@ pub(super) enum ModelCommand {
 /// Say what is in a checkpoint; nothing in it is executed
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
-    /// A .pt or .safetensors file
+    /// A .pt or .safetensors file, or an archive with one (.tar.gz); also s3://...
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Print JSON
@@ -32,7 +32,7 @@ pub(super) struct Inspect {
 /// Write a checkpoint as .safetensors with everything that haul needs to run it
 #[derive(Debug, Args)]
 pub(super) struct Convert {
-    /// An Ultralytics .pt file
+    /// An Ultralytics .pt file, or an archive with one (.tar.gz); also s3://...
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The new file [default: FILE with .safetensors]
@@ -51,7 +51,7 @@ Examples:
   haul model pack yolov8n.pt --precision f32
   haul model pack yolov8n.pt -o image/model.haulpack && haul run --model image/model.haulpack ...")]
 pub(super) struct Pack {
-    /// A .pt or .safetensors file
+    /// A .pt or .safetensors file, or an archive with one (.tar.gz); also s3://...
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The arithmetic it is for: auto (the fastest here), f32 or bf16
@@ -73,7 +73,7 @@ impl ModelCommand {
 }
 
 fn load(file: &Path) -> Result<Model, JobError> {
-    read(file).map_err(|error| JobError::usage(&error))
+    Ok(ModelFile::find(file, &S3Options::default())?.read()?)
 }
 
 impl Inspect {
@@ -121,8 +121,15 @@ impl Inspect {
 
 impl Convert {
     fn execute(self) -> Result<Exit, JobError> {
-        let model = load(&self.file)?;
-        let dest = self.dest.unwrap_or_else(|| self.file.with_extension("safetensors"));
+        let found = ModelFile::find(&self.file, &S3Options::default())?;
+        let Some(dest) = self.dest.or_else(|| Some(found.local()?.with_extension("safetensors")))
+        else {
+            return Err(JobError::Usage(format!(
+                "`{}` is in a bucket: say where the new file is to be (--dest FILE)",
+                self.file.display()
+            )));
+        };
+        let model = found.read()?;
         let bytes = write_safetensors(&model);
         let folder = dest.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let (Some(name), true) = (dest.file_name(), folder.is_dir()) else {
@@ -139,7 +146,8 @@ impl Convert {
 
 impl Pack {
     fn execute(self) -> Result<Exit, JobError> {
-        let made = pack_model(&self.file, self.precision, self.dest.as_deref())?;
+        let made =
+            pack_model(&self.file, &S3Options::default(), self.precision, self.dest.as_deref())?;
         let MadePack { path, form, numeric_class, bytes } = made;
         tell(&format!("{}: {bytes} bytes, {form}, for the class {numeric_class}", shown(&path)));
         Ok(Exit::Done)

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{Output, print};
 use super::work::{Talk, prepared, settings, work};
+use super::{Output, print};
 use crate::job::{Exit, JobError, Manifest, Mode, Settings, ShardChoice, Spec, open_output};
 
 /// Run a job: a new one, or what is left of it
@@ -134,9 +134,9 @@ impl Resume {
     fn spec(&self, progress: &mut Option<String>) -> Result<Spec, JobError> {
         let place = self.output.place()?;
         let manifest = Manifest::new(open_output(&place, &self.output.s3.options()?));
-        let job = manifest.job()?.ok_or_else(|| {
-            JobError::Usage(format!("`{place}` holds no job of haul to resume"))
-        })?;
+        let job = manifest
+            .job()?
+            .ok_or_else(|| JobError::Usage(format!("`{place}` holds no job of haul to resume")))?;
         let flags = Settings {
             model: self.model.clone(),
             output: Some(self.output.path.clone()),

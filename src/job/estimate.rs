@@ -21,7 +21,7 @@ use super::spec::Spec;
 use super::strikes::quarantined;
 use super::terminal::Terminal;
 use crate::pool::{Budget, Pool, Work};
-use crate::store::{Listed, Object, Source, sha256};
+use crate::store::{Key, Listed, Object, Source, sha256};
 
 /// Pictures kept for the probe, spread over the whole listing.
 const SAMPLE: usize = 32;
@@ -90,12 +90,13 @@ pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
     add(cutter.finish(previous.as_deref()));
     // What a run would not read is not tried either. A picture that haul dies of here gets no
     // strike, for nothing is written; one that runs have died of is left out.
-    let out = if job.is_some() { quarantined(spec.output.local().unwrap_or(std::path::Path::new("/tmp")))? } else { BTreeSet::new() };
+    let out = job.as_ref().map(|job| quarantined(&spec.output, &job.id)).transpose()?;
+    let out: BTreeSet<Key> = out.unwrap_or_default();
     sample.kept.retain(|object| {
         picture_fault(object, spec.max_file, spec.limits.max_memory).is_none()
             && !out.contains(&object.key)
     });
-    let shares = shares(spec, &loaded)?;
+    let shares = shares(spec, &loaded, source.ahead())?;
     let pool = Pool::start(&loaded.engine, shares.workers, 2).map_err(JobError::Internal)?;
     let params = Arc::new(pool_params(spec, &loaded.facts));
     let budget = Budget::new(shares.free, shares.reserve);

@@ -1,5 +1,6 @@
 //! Exit codes, and which error means which.
 
+use crate::model::ModelError;
 use crate::store::{Class, LockError, StoreError, one_line};
 
 /// What the process says with its exit code. Schedulers act on these; they never change meaning.
@@ -104,6 +105,18 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+impl From<ModelError> for JobError {
+    /// A model that cannot be used is a mistake in the request; a store may just not answer now.
+    fn from(error: ModelError) -> JobError {
+        match error {
+            ModelError::Store(error) if error.source.kind() != std::io::ErrorKind::NotFound => {
+                JobError::Store(error)
+            }
+            error => JobError::usage(&error),
+        }
+    }
+}
+
 impl JobError {
     /// A mistake in the request, in the words of the error that shows it and of its causes.
     #[must_use]
@@ -114,7 +127,12 @@ impl JobError {
     /// Whether it is a fault of a store that may pass while the job goes on.
     #[must_use]
     pub(super) fn passes(&self) -> bool {
-        matches!(self, JobError::Store(error) if error.class() == Class::Transient)
+        match self {
+            JobError::Store(error) | JobError::Lock(LockError::Store(error)) => {
+                error.class() == Class::Transient
+            }
+            _ => false,
+        }
     }
 
     /// The exit code for this error.

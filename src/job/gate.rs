@@ -16,7 +16,8 @@ use super::exit::{Exit, JobError};
 use crate::store::one_line;
 
 /// Every code that an error line can have. A gate on another one could never be broken.
-const CODES: [&str; 14] = [
+const CODES: [&str; 15] = [
+    "archived",
     "broken_link",
     "changed",
     "corrupt",
@@ -308,7 +309,7 @@ mod tests {
             ("< 2", "there is no metric ``"),
             ("speed > 2", "there is no metric `speed`; there are pictures, errors, error CODE"),
             ("pictures of me > 2", "there is no metric `pictures of me`"),
-            ("error cut < 2", "there is no error `cut`; there are broken_link, changed"),
+            ("error cut < 2", "there is no error `cut`; there are archived, broken_link"),
             ("detections > 2%", "goes with errors only"),
             ("errors < 101%", "between 0 and 100 %"),
         ] {

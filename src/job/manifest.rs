@@ -20,7 +20,7 @@ use super::shard::ShardArray;
 use super::strikes::STRIKES;
 use super::tally::Tally;
 use crate::failpoint;
-use crate::store::{PutNew, Store, hex, sha256};
+use crate::store::{Owner, PutNew, Store, StoreError, hex, sha256};
 
 /// The version of the files under `_manifest/` and of `_SUCCESS.json`.
 pub const MANIFEST_SCHEMA: &str = "haul.manifest/1";
@@ -221,6 +221,11 @@ fn record_name(batch: u64) -> String {
     format!("{DONE}/{batch:08}.json")
 }
 
+/// The names of these mini-batches' records.
+pub(super) fn record_names(batches: &[u64]) -> Vec<PathBuf> {
+    batches.iter().map(|&batch| record_name(batch).into()).collect()
+}
+
 impl Manifest {
     /// The manifest kept in a store.
     #[must_use]
@@ -411,10 +416,31 @@ impl Manifest {
     /// # Errors
     /// When it is not there, cannot be read, or is another job's.
     pub fn record(&self, job: &Job, batch: u64) -> Result<Record, JobError> {
+        self.as_record(job, batch, self.store.read(Path::new(&record_name(batch))))
+    }
+
+    /// The records of some mini-batches, in their order, under their [`record_names`]; a store that
+    /// is far away reads several at once.
+    pub(super) fn read_records<'a>(
+        &'a self,
+        job: &'a Job,
+        batches: &'a [u64],
+        names: &'a [PathBuf],
+    ) -> impl Iterator<Item = Result<Record, JobError>> + 'a {
+        let reads = batches.iter().zip(self.store.read_each(names));
+        reads.map(|(&batch, read)| self.as_record(job, batch, read))
+    }
+
+    fn as_record(
+        &self,
+        job: &Job,
+        batch: u64,
+        read: Result<Option<Vec<u8>>, StoreError>,
+    ) -> Result<Record, JobError> {
         let name = record_name(batch);
-        let record: Record = self
-            .read_json(&name)?
-            .ok_or_else(|| self.damaged(&name, &"it is listed and not there"))?;
+        let bytes = read?.ok_or_else(|| self.damaged(&name, &"it is listed and not there"))?;
+        let record: Record =
+            serde_json::from_slice(&bytes).map_err(|error| self.damaged(&name, &error))?;
         if record.job != job.id || record.batch != batch {
             return Err(JobError::Foreign(format!(
                 "`{}/{name}` is a record of another job (use another --output, or --new to start over)",
@@ -432,10 +458,8 @@ impl Manifest {
         Ok(self.store.read(Path::new(&part_name(batch, job.compress()?)))?)
     }
 
-    /// The record of a part that adds up to `tally`; its attempt comes after those that failed.
-    ///
-    /// # Errors
-    /// When the store fails.
+    /// The record of a part that adds up to `tally`.
+    #[must_use]
     pub fn new_record(
         &self,
         job: &Job,
@@ -443,8 +467,9 @@ impl Manifest {
         part: &[u8],
         tally: Tally,
         seconds: f64,
-    ) -> Result<Record, JobError> {
-        Ok(Record {
+        attempt: u64,
+    ) -> Record {
+        Record {
             schema: MANIFEST_SCHEMA.to_owned(),
             job: job.id.clone(),
             batch,
@@ -456,8 +481,8 @@ impl Manifest {
             errors: tally.errors,
             seconds: (seconds * 1000.0).round() / 1000.0,
             host: self.host.clone(),
-            attempt: self.attempts(batch)? + 1,
-        })
+            attempt,
+        }
     }
 
     /// Commits a mini-batch: the part, then its record.
@@ -467,17 +492,32 @@ impl Manifest {
     pub fn commit(&self, job: &Job, part: &[u8], record: &Record) -> Result<(), JobError> {
         let name = part_name(record.batch, job.compress()?);
         failpoint::hit("before_part").map_err(JobError::Internal)?;
-        if self.store.put_new(Path::new(&name), part)? == PutNew::Exists
-            && self.store.read(Path::new(&name))?.as_deref() != Some(part)
-        {
-            return Err(JobError::Damaged(format!(
-                "`{}/{name}` holds other lines than this run's; two runs of one job must agree",
-                self.store.describe()
-            )));
+        if self.store.put_new_of(Path::new(&name), part, &job.id)? == PutNew::Exists {
+            self.check_owner(job, &name)?;
+            if self.store.read(Path::new(&name))?.as_deref() != Some(part) {
+                return Err(JobError::Damaged(format!(
+                    "`{}/{name}` holds other lines than this run's; two runs of one job must agree",
+                    self.store.describe()
+                )));
+            }
         }
         failpoint::hit("after_part").map_err(JobError::Internal)?;
         self.put_record(record)?;
         failpoint::hit("after_record").map_err(JobError::Internal)
+    }
+
+    /// Checks that a part is this job's, where the store can tell. Where it cannot, the lock vouches.
+    fn check_owner(&self, job: &Job, name: &str) -> Result<(), JobError> {
+        let whose = match self.store.owner(Path::new(name))? {
+            Owner::Unsaid => return Ok(()),
+            Owner::Job(id) if id == job.id => return Ok(()),
+            Owner::Job(_) => "it is another job's",
+            Owner::Nobody => "haul did not write it",
+        };
+        Err(JobError::Foreign(format!(
+            "`{}/{name}` is not this job's part: {whose} (move it away, or use --new to start over)",
+            self.store.describe(),
+        )))
     }
 
     /// Publishes a record whose part is durable.
@@ -493,62 +533,71 @@ impl Manifest {
     ///
     /// # Errors
     /// [`JobError::Foreign`] when it is not.
-    pub fn adopt(&self, job: &Job, batch: &Batch) -> Result<Option<Record>, JobError> {
+    pub fn adopt(
+        &self,
+        job: &Job,
+        batch: &Batch,
+        attempt: u64,
+    ) -> Result<Option<Record>, JobError> {
         let Some(part) = self.part(job, batch.id)? else { return Ok(None) };
+        let name = part_name(batch.id, job.compress()?);
+        self.check_owner(job, &name)?;
         let lines = job.lines(batch, &part);
         let tally = lines.and_then(|lines| Tally::of_part(&lines, batch));
-        let name = part_name(batch.id, job.compress()?);
         let tally = tally.map_err(|what| {
             JobError::Foreign(format!(
                 "`{}/{name}` is not this job's part: {what} (move it away, or use --new to start over)",
                 self.store.describe(),
             ))
         })?;
-        let record = self.new_record(job, batch.id, &part, tally, 0.0)?;
+        let record = self.new_record(job, batch.id, &part, tally, 0.0, attempt);
         self.store.settle(Path::new(""))?;
         self.put_record(&record)?;
         Ok(Some(record))
     }
 
-    /// How often a mini-batch has failed.
+    /// Mini-batches that failed at some time, and how often.
     ///
     /// # Errors
     /// When the store fails.
-    pub fn attempts(&self, batch: u64) -> Result<u64, JobError> {
-        let prefix = format!("{batch:08}-");
-        let names = self.store.list(Path::new(FAILED))?;
-        Ok(names.iter().filter_map(|name| number(name, &prefix, ".json")).max().unwrap_or(0))
+    pub fn attempts(&self) -> Result<BTreeMap<u64, u64>, JobError> {
+        let mut attempts = BTreeMap::new();
+        for name in self.store.list(Path::new(FAILED))? {
+            let Some((batch, attempt)) = name.split_once('-') else { continue };
+            let Ok(batch) = batch.parse() else { continue };
+            let most: &mut u64 = attempts.entry(batch).or_default();
+            *most = number(attempt, "", ".json").map_or(*most, |attempt| attempt.max(*most));
+        }
+        Ok(attempts)
     }
 
-    /// Mini-batches that failed at some time, in order.
+    /// Publishes why an attempt failed, as the `attempt`th or, where others have failed meanwhile,
+    /// as a later one; gives its number.
     ///
     /// # Errors
     /// When the store fails.
-    pub fn failed(&self) -> Result<Vec<u64>, JobError> {
-        let names = self.store.list(Path::new(FAILED))?;
-        let mut ids: Vec<u64> =
-            names.iter().filter_map(|name| name.split('-').next()?.parse().ok()).collect();
-        ids.dedup();
-        Ok(ids)
-    }
-
-    /// Publishes why an attempt failed.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn put_failure(&self, job: &Job, batch: u64, reason: &str) -> Result<(), JobError> {
-        let attempt = self.attempts(batch)? + 1;
-        let failure = Failure {
-            schema: MANIFEST_SCHEMA.to_owned(),
-            job: job.id.clone(),
-            batch,
-            attempt,
-            reason: reason.to_owned(),
-            host: self.host.clone(),
-        };
-        let name = format!("{FAILED}/{batch:08}-{attempt}.json");
-        self.store.put_new(Path::new(&name), &json_line(&failure))?;
-        Ok(())
+    pub fn put_failure(
+        &self,
+        job: &Job,
+        batch: u64,
+        mut attempt: u64,
+        reason: &str,
+    ) -> Result<u64, JobError> {
+        loop {
+            let failure = Failure {
+                schema: MANIFEST_SCHEMA.to_owned(),
+                job: job.id.clone(),
+                batch,
+                attempt,
+                reason: reason.to_owned(),
+                host: self.host.clone(),
+            };
+            let name = format!("{FAILED}/{batch:08}-{attempt}.json");
+            if self.store.put_new(Path::new(&name), &json_line(&failure))? == PutNew::Created {
+                return Ok(attempt);
+            }
+            attempt += 1;
+        }
     }
 
     /// Removes a job: marker first, identity last, and only names that haul writes. Each step is

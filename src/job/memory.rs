@@ -43,6 +43,14 @@ pub(super) struct Shares {
     pub note: Option<String>,
 }
 
+impl Shares {
+    /// Bytes of files that may be on their way at once. Not all that is free, or decoders that are
+    /// not at the oldest picture would have to wait.
+    pub(super) fn most_ahead(&self) -> u64 {
+        AHEAD.min(self.free / 2)
+    }
+}
+
 /// Divides `budget` (or the default) for up to `workers` workers.
 ///
 /// # Errors

@@ -9,8 +9,8 @@ use std::time::SystemTime;
 
 use super::exit::JobError;
 use crate::engine::{self, Engine, EngineError, PackedFile, Precision};
-use crate::model::{self, ModelError, Pack};
-use crate::store::{LocalStore, Store};
+use crate::model::{self, ModelError, ModelFile, Pack};
+use crate::store::{LocalStore, S3Options, Store};
 
 /// What names of packs end in.
 const SUFFIX: &str = "haulpack";
@@ -29,23 +29,36 @@ pub struct MadePack {
 }
 
 /// Packs the checkpoint `file` for the tier that a new job of this precision would get here, and
-/// publishes the result at `dest`, or beside the checkpoint. What is there is replaced; who has it
-/// mapped keeps the old one.
+/// publishes the result at `dest`, or beside the checkpoint, if that lies on this machine. What is
+/// there is replaced; who has it mapped keeps the old one.
 ///
 /// # Errors
 /// When the checkpoint cannot be read, this CPU has no such arithmetic, or the pack cannot be
 /// written.
 pub fn pack_model(
     file: &Path,
+    s3: &S3Options,
     precision: Precision,
     dest: Option<&Path>,
 ) -> Result<MadePack, JobError> {
     let usage = |error: EngineError| JobError::usage(&error);
     let forced = engine::forced().map_err(usage)?;
     let tier = engine::choose(precision, None, forced).map_err(usage)?;
-    let before = stamp(file)?;
-    let model = model::read(file).map_err(|error| JobError::usage(&error))?;
-    if stamp(file)? != before {
+    let found = ModelFile::find(file, s3)?;
+    // Nothing lies beside an object, so its pack is named itself and compared with nothing.
+    let stamp = || found.local().map_or(Ok((0, 0)), stamp);
+    let path = |form| match (dest, found.local()) {
+        (Some(dest), _) => Ok(dest.to_owned()),
+        (None, Some(file)) => Ok(beside(file, form)),
+        (None, None) => Err(JobError::Usage(format!(
+            "`{}` is in a bucket: say where the pack is to be (--dest FILE)",
+            file.display()
+        ))),
+    };
+    path("")?;
+    let before = stamp()?;
+    let model = found.read()?;
+    if stamp()? != before {
         let file = file.display();
         return Err(JobError::Usage(format!("`{file}` was changed while it was read (try again)")));
     }
@@ -53,7 +66,7 @@ pub fn pack_model(
     let form = (packing.form, packing.rules.as_str());
     let bytes = model::write_pack(&model, before, form, weights.bytes())
         .map_err(|error| JobError::Internal(format!("cannot write the pack's header: {error}")))?;
-    let path = dest.map_or_else(|| beside(file, packing.form), Path::to_owned);
+    let path = path(packing.form)?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (Some(name), true) = (path.file_name(), folder.is_dir()) else {
         return Err(JobError::Usage(format!("`{}` is in no folder", path.display())));
@@ -97,13 +110,12 @@ pub(super) struct Ready {
 /// # Errors
 /// When `file` itself is a pack and of no use here. A pack that merely lies there is no error.
 pub(super) fn load(
-    file: &Path,
+    file: &ModelFile,
     precision: Precision,
     class: Option<&str>,
     notes: &mut Vec<String>,
 ) -> Result<Option<Ready>, JobError> {
-    let usage = |error: ModelError| JobError::usage(&error);
-    if let Some(pack) = model::open_pack(file).map_err(usage)? {
+    if let Some(pack) = file.open_pack()? {
         let ready = match engine::tier(precision, class).map_err(|e| JobError::usage(&e))? {
             Some(tier) => map(&pack, tier).map_err(|error| error.to_string()),
             None => Err("the job was begun with candle, which reads no packs".into()),
@@ -112,10 +124,11 @@ pub(super) fn load(
             JobError::Usage(format!(
                 "the pack `{}` cannot be used: {reason} (name the checkpoint, or a pack that \
                  `haul model pack` made with this --precision on such a CPU)",
-                file.display()
+                file.given().display()
             ))
         });
     }
+    let Some(file) = file.local() else { return Ok(None) };
     // What is wrong with the request is found again, and said, on the ordinary way.
     let Ok(Some(tier)) = engine::tier(precision, class) else { return Ok(None) };
     let path = beside(file, engine::form(tier));
@@ -177,18 +190,18 @@ pub struct CheckedPack {
     pub fault: Option<String>,
 }
 
-/// Reads all of a pack, or of all packs beside a checkpoint, and compares digests: that of the
-/// weights with the header's, and where `file` is the checkpoint, the one it was made from with
-/// `sha256`, that of the checkpoint's bytes.
+/// Reads all of a pack, or of all packs beside a checkpoint on this machine, and compares digests:
+/// that of the weights with the header's, and where `file` is the checkpoint, the one it was made
+/// from with `sha256`, that of the checkpoint's bytes.
 ///
 /// # Errors
 /// When `file` cannot be read. What is wrong with a pack is in its result.
-pub fn check_packs(file: &Path, sha256: Option<&str>) -> Result<Vec<CheckedPack>, JobError> {
-    let whole = |path: &Path| -> Option<CheckedPack> {
+pub fn check_packs(file: &ModelFile, sha256: Option<&str>) -> Result<Vec<CheckedPack>, JobError> {
+    let whole = |opened: Result<Option<Pack>, ModelError>, path: &Path| -> Option<CheckedPack> {
         let checked = |form, source_sha256, fault| {
             Some(CheckedPack { path: path.to_owned(), form, source_sha256, fault })
         };
-        match model::open_pack(path) {
+        match opened {
             Ok(None) => None,
             Err(error) => checked(None, None, Some(error.to_string())),
             Ok(Some(pack)) => {
@@ -204,13 +217,14 @@ pub fn check_packs(file: &Path, sha256: Option<&str>) -> Result<Vec<CheckedPack>
             }
         }
     };
-    stamp(file)?;
-    if let Some(pack) = whole(file) {
+    file.local().map(stamp).transpose()?;
+    if let Some(pack) = whole(file.open_pack(), file.given()) {
         return Ok(vec![pack]);
     }
+    let Some(file) = file.local() else { return Ok(Vec::new()) };
     let mut forms = crate::kernels::Tier::ALL.map(engine::form).to_vec();
     forms.sort_unstable();
     forms.dedup();
     let packs = forms.into_iter().map(|form| beside(file, form)).filter(|path| path.exists());
-    Ok(packs.filter_map(|path| whole(&path)).collect())
+    Ok(packs.filter_map(|path| whole(model::open_pack(&path), &path)).collect())
 }

@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::exit::Exit;
 use super::gate::{Gate, GateResult, Totals, judge};
 use super::memory::mib;
-use crate::store::{Skip, one_line};
+use super::notices::grouped;
+use crate::store::{Skip, Traffic, one_line};
 
 /// Thread-seconds by stage.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -108,6 +109,11 @@ pub struct Report {
     pub numeric_class: String,
     /// Thread-seconds by stage.
     pub stages: Stages,
+    /// The share of the workers' time in which there was no picture for them.
+    pub waiting: f64,
+    /// What was asked of S3, where input or output are there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<Traffic>,
     /// The budget in bytes.
     pub memory_budget: u64,
     /// The most memory the process held, in bytes.
@@ -145,6 +151,9 @@ impl Report {
     pub fn judge(&mut self) {
         let stages = self.stages;
         let available = self.seconds * self.workers as f64;
+        if available > 0.0 {
+            self.waiting = (stages.idle / available).min(1.0);
+        }
         let mut shares = [
             ("the network", stages.infer),
             ("decoding", stages.decode),
@@ -270,9 +279,22 @@ impl Report {
             let draw = if s.draw > 0.0 { format!(", draw {:.2}", s.draw) } else { String::new() };
             line(format_args!(
                 "seconds by stage: list {:.2}, fetch {:.2}, decode {:.2}, letterbox {:.2}, infer \
-                 {:.2}, boxes {:.2}{draw}, write {:.2}",
-                s.list, s.fetch, s.decode, s.letterbox, s.infer, s.boxes, s.write
+                 {:.2}, boxes {:.2}{draw}, write {:.2}; waiting for pictures {:.2} ({:.1} %)",
+                s.list,
+                s.fetch,
+                s.decode,
+                s.letterbox,
+                s.infer,
+                s.boxes,
+                s.write,
+                s.idle,
+                100.0 * self.waiting
             ));
+        }
+        if let Some(traffic) = self.store.as_ref().filter(|traffic| traffic.requests > 0) {
+            line(format_args!("{}", said_of(traffic)));
+        }
+        if self.pictures > 0 {
             if let Some(peak) = self.peak_memory {
                 line(format_args!(
                     "peak memory {} of a budget of {}",
@@ -284,6 +306,27 @@ impl Report {
         }
         text
     }
+}
+
+/// What was asked of S3, in a line.
+fn said_of(traffic: &Traffic) -> String {
+    let mut text = format!("S3: {} requests", grouped(traffic.requests));
+    // Writing to a String cannot fail.
+    if traffic.retries() > 0 {
+        let mut kinds: Vec<(&String, &u64)> = traffic.retried.iter().collect();
+        kinds.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+        let kinds: Vec<String> =
+            kinds.iter().map(|(kind, count)| format!("{} {kind}", grouped(**count))).collect();
+        let retries = grouped(traffic.retries());
+        let _ = write!(text, ", {retries} made again ({})", kinds.join(", "));
+    }
+    if traffic.answers_lost > 0 {
+        let _ = write!(text, ", {} lost answers recognised", grouped(traffic.answers_lost));
+    }
+    if traffic.throttled_to > 0 {
+        let _ = write!(text, "; throttled to {} at once", traffic.throttled_to);
+    }
+    text
 }
 
 /// A path as one would type it in the working directory.
@@ -318,6 +361,39 @@ mod tests {
         let text = report.text();
         assert!(text.contains(r"found: x\n::error::x\u{1b}[31m 3"), "{text}");
         assert!(!text.contains('\u{1b}') && !text.contains("\n::"), "{text}");
+    }
+
+    #[test]
+    fn what_was_asked_of_a_bucket_is_a_line_where_there_is_one() {
+        let retried = [("timeout", 5), ("slow down", 1020), ("connection lost", 12)];
+        let mut traffic = Traffic {
+            requests: 51_200,
+            retried: retried.map(|(kind, count)| (kind.to_owned(), count)).into(),
+            answers_lost: 3,
+            throttled_to: 4,
+            ..Traffic::default()
+        };
+        let mut report = Report { store: Some(traffic.clone()), ..Report::default() };
+        let line = "\nS3: 51,200 requests, 1,037 made again (1,020 slow down, 12 connection lost, 5 \
+                    timeout), 3 lost answers recognised; throttled to 4 at once\n";
+        assert!(report.text().contains(line), "{}", report.text());
+        traffic = Traffic { requests: 7, ..Traffic::default() };
+        report.store = Some(traffic);
+        assert!(report.text().contains("\nS3: 7 requests\n"), "{}", report.text());
+        assert_eq!(serde_json::to_value(&report).unwrap()["store"]["requests"], 7);
+        report.store = None;
+        assert!(!report.text().contains("S3"), "{}", report.text());
+        assert!(serde_json::to_value(&report).unwrap().get("store").is_none());
+    }
+
+    #[test]
+    fn waiting_is_a_share_of_the_workers_time() {
+        let stages = Stages { idle: 0.5, infer: 18.0, ..Stages::default() };
+        let mut report =
+            Report { pictures: 5, seconds: 10.0, workers: 2, stages, ..Report::default() };
+        report.judge();
+        assert!((report.waiting - 0.025).abs() < 1e-9, "{}", report.waiting);
+        assert!(report.text().contains("; waiting for pictures 0.50 (2.5 %)\n"));
     }
 
     #[test]

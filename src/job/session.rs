@@ -22,11 +22,11 @@ use super::settings::Settings;
 use super::shard::{Shard, settle};
 use super::since::{Known, resolve};
 use super::spec::{IfLocked, Input, Spec};
-use super::strikes::STRIKES;
+use super::strikes::{STRIKES, forget};
 use super::terminal::Terminal;
 use crate::engine::{self, Engine};
 use crate::failpoint;
-use crate::model;
+use crate::model::ModelFile;
 use crate::pool;
 use crate::store::{
     Hold, LARGEST_META, Listed, LocalSource, LocalStore, Location, LockError, Place, S3, S3Options,
@@ -118,10 +118,11 @@ pub enum Opened {
 /// machine has no such arithmetic.
 pub fn load_model(spec: &Spec, class: Option<&str>) -> Result<Loaded, JobError> {
     let mut notes = Vec::new();
+    let file = ModelFile::find(&spec.model, &spec.s3)?;
     let Ready { engine, sha256, labels, imgsz } =
-        match pack::load(&spec.model, spec.precision, class, &mut notes)? {
+        match pack::load(&file, spec.precision, class, &mut notes)? {
             Some(ready) => ready,
-            None => read_model(spec, class)?,
+            None => read_model(&file, spec, class)?,
         };
     let own = u32::try_from(imgsz).unwrap_or(640).clamp(32, 8192);
     let imgsz = spec.imgsz.unwrap_or(own).next_multiple_of(32);
@@ -136,8 +137,8 @@ pub fn load_model(spec: &Spec, class: Option<&str>) -> Result<Loaded, JobError> 
 }
 
 /// The model from its checkpoint.
-fn read_model(spec: &Spec, class: Option<&str>) -> Result<Ready, JobError> {
-    let model = model::read(&spec.model).map_err(|error| JobError::usage(&error))?;
+fn read_model(file: &ModelFile, spec: &Spec, class: Option<&str>) -> Result<Ready, JobError> {
+    let model = file.read()?;
     let (sha256, imgsz) = (model.sha256, model.info.imgsz);
     let labels = model.network.labels.clone();
     // The engine keeps its own form of the weights; this was the last use of the file's.
@@ -166,16 +167,17 @@ fn resolve_classes(wanted: &[String], labels: &[String]) -> Result<Vec<u32>, Job
 }
 
 /// Pictures that may be in open mini-batches before another one is opened: enough to keep every
-/// worker busy, whatever the size of a mini-batch.
-pub(super) fn open_pictures(spec: &Spec, workers: usize) -> usize {
-    spec.caps.pictures.max(8 * workers)
+/// worker busy, whatever the size of a mini-batch, and so many more that `ahead` of them can be on
+/// their way at the end of one.
+pub(super) fn open_pictures(spec: &Spec, workers: usize, ahead: usize) -> usize {
+    spec.caps.pictures.max(8 * workers) + ahead.saturating_sub(1)
 }
 
 /// Divides the memory budget among the workers of a job.
 ///
 /// # Errors
 /// [`JobError::Usage`] when not even one worker fits.
-pub(super) fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
+pub(super) fn shares(spec: &Spec, loaded: &Loaded, ahead: usize) -> Result<Shares, JobError> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = spec.workers.unwrap_or(cores);
     let facts = &loaded.facts;
@@ -185,7 +187,7 @@ pub(super) fn shares(spec: &Spec, loaded: &Loaded) -> Result<Shares, JobError> {
     let needs = Needs {
         weights: loaded.engine.weight_bytes(),
         arena: loaded.engine.scratch_bytes(side, side) + pool::kept_bytes(side),
-        parts: (open_pictures(spec, workers) + spec.caps.pictures) as u64
+        parts: (open_pictures(spec, workers, ahead) + spec.caps.pictures) as u64
             * (longest_line(spec.max_det, longest_label) + meta),
         picture: spec.limits.max_memory,
     };
@@ -463,7 +465,8 @@ pub fn open_on(
     };
     let mut loaded = load(&spec, before.as_ref().and_then(numeric_class))?;
     loaded.notes.iter().for_each(|note| terminal.detail(note));
-    shares(&spec, &loaded)?;
+    // Before anything is written; what the source reads ahead of time comes to little more.
+    shares(&spec, &loaded, 1)?;
     let mut retry = spec.retry.clone();
     let complete = mode == Mode::Resume && manifest.plan()?.is_some();
     let planned = before.as_ref().filter(|_| complete);
@@ -496,7 +499,7 @@ pub fn open_on(
     if alone && lock.is_some() {
         store.clear_temporaries()?;
     }
-    if alone && job.is_none() && !start_over {
+    if alone && job.is_none() && !start_over && spec.output.local().is_some() {
         // Whose they were is forgotten with the job.
         store.delete(&[STRIKES.into()])?;
     }
@@ -549,6 +552,12 @@ pub fn open_on(
         }
     }
     if start_over {
+        // What lies elsewhere goes with its job; of one that cannot be read any more, it stays.
+        if spec.output.s3().is_some()
+            && let Ok(Some(old)) = manifest.job()
+        {
+            forget(&spec.output, &old.id)?;
+        }
         manifest.remove_job()?;
     }
     if job.is_none() {
@@ -582,7 +591,7 @@ pub fn open_on(
         manifest.put_shards(&array)?;
     }
     let Some(job) = job else { unreachable!("it was read or made above") };
-    let shares = shares(&spec, &loaded)?;
+    let shares = shares(&spec, &loaded, source.ahead())?;
     Ok(Opened::Job(Box::new(Session {
         spec,
         loaded,

@@ -11,9 +11,7 @@ use super::exit::JobError;
 use super::manifest::{Ancestor, Job, Manifest};
 use super::plan::{Segment, segment_name};
 use super::session::open_output;
-use crate::store::{
-    Key, Listed, Listing, Object, Place, S3Options, Skip, Store, StoreError,
-};
+use crate::store::{Key, Listed, Listing, Object, Place, S3Options, Skip, Store, StoreError};
 
 /// The plans of earlier outputs, oldest first.
 #[derive(Debug)]

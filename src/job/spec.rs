@@ -219,7 +219,9 @@ impl Spec {
             None => IdentityKind::Mtime,
             Some("size") => IdentityKind::Size,
             Some("etag") if in_bucket => IdentityKind::Etag,
-            Some(other) if in_bucket => return Err(choice("identity", other, "etag or size on S3")),
+            Some(other) if in_bucket => {
+                return Err(choice("identity", other, "etag or size on S3"));
+            }
             Some("mtime") => IdentityKind::Mtime,
             Some("sha256") => IdentityKind::Sha256,
             Some(other) => return Err(choice("identity", other, "mtime, size or sha256")),

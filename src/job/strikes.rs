@@ -2,10 +2,16 @@
 //!
 //! A strike is one line, the key of the picture whose worker died. The dying thread appends it
 //! ([`CrashNote`]); only the next run reads it. No reader of results does.
+//!
+//! A dying thread can append to a file of this machine and to nothing else. So the strikes of a job
+//! whose output is in a bucket lie in the user's folder for states, under the id of the job: a new
+//! job has none, and one that goes on on another machine starts without them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::ffi::OsString;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,10 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{key_of, key_text};
 use crate::pool::CrashNote;
-use crate::store::{Key, StoreError};
+use crate::store::{Key, Place, StoreError, sha256};
 
-/// Its name in an output that is a folder. It has to be a file of this machine: a dying thread can
-/// append to no other.
+/// Its name in an output that is a folder.
 pub(super) const STRIKES: &str = "_manifest/strikes.jsonl";
 
 /// A picture with so many strikes is not tried again: one death may be anybody's fault.
@@ -43,19 +48,98 @@ fn count(text: &[u8]) -> (BTreeMap<Key, u64>, u64) {
     (counts, unknown)
 }
 
-/// The pictures that the job in `output` leaves out, for those who only look: nothing is made,
-/// mended or locked.
+/// Where the strikes of a job may be: in the first of these places that can be had.
+fn places(output: &Place, job: &str) -> Vec<PathBuf> {
+    match output {
+        Place::Local(folder) => vec![folder.join(STRIKES)],
+        Place::S3(_) => {
+            // Whoever wrote job.json chose the id; its digest is a name and no path.
+            let name = format!("strikes-{}.jsonl", &sha256(job.as_bytes())[..32]);
+            states(|name| std::env::var_os(name)).iter().map(|folder| folder.join(&name)).collect()
+        }
+    }
+}
+
+/// The folders for states of this user.
+fn states(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || Some(absolute("HOME")?.join(".local/state"));
+    let state = absolute("XDG_STATE_HOME").or_else(home).map(|folder| folder.join("haul"));
+    let user = nix::unistd::geteuid();
+    state.into_iter().chain([std::env::temp_dir().join(format!("haul-{user}"))]).collect()
+}
+
+/// Makes a folder for states, if need be; it has to be ours: anybody may make one among temporary
+/// files.
+fn make_state(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let meta = folder.symlink_metadata()?;
+    match meta.uid() == nix::unistd::geteuid().as_raw() && (meta.is_dir() || meta.is_symlink()) {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is another user's")),
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).append(true).create(true).open(path)
+}
+
+/// The pictures that the job of this id in `output` leaves out, for those who only look: nothing is
+/// made, mended or locked.
 ///
 /// # Errors
 /// When the file is there and cannot be read.
-pub(super) fn quarantined(output: &Path) -> Result<BTreeSet<Key>, StoreError> {
-    let path = output.join(STRIKES);
-    let text = match std::fs::read(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        read => read.map_err(|error| StoreError::new("read the strike file", &path, error))?,
-    };
+pub(super) fn quarantined(output: &Place, job: &str) -> Result<BTreeSet<Key>, StoreError> {
+    quarantined_at(&places(output, job))
+}
+
+fn quarantined_at(places: &[PathBuf]) -> Result<BTreeSet<Key>, StoreError> {
+    let mut text = Vec::new();
+    for path in places {
+        match std::fs::read(path) {
+            Err(error) if is_nowhere(&error, places) => {}
+            read => {
+                let fault = |error| StoreError::new("read the strike file", path, error);
+                text = read.map_err(fault)?;
+                break;
+            }
+        }
+    }
     let (counts, _) = count(&text);
     Ok(counts.into_iter().filter(|&(_, count)| count >= OUT).map(|(key, _)| key).collect())
+}
+
+/// Forgets the strikes of a job whose output is in a bucket; of one in a folder, its manifest does.
+///
+/// # Errors
+/// When the file is there and cannot be removed.
+pub(super) fn forget(output: &Place, job: &str) -> Result<(), StoreError> {
+    match output {
+        Place::Local(_) => Ok(()),
+        Place::S3(_) => forget_at(&places(output, job)),
+    }
+}
+
+fn forget_at(places: &[PathBuf]) -> Result<(), StoreError> {
+    for path in places {
+        match std::fs::remove_file(path) {
+            Err(error) if !is_nowhere(&error, places) => {
+                return Err(StoreError::new("delete the strike file", path, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether there is no such file of ours. What we may not look at is, where there are several
+/// places, why another one was taken.
+fn is_nowhere(error: &io::Error, places: &[PathBuf]) -> bool {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => true,
+        io::ErrorKind::PermissionDenied => places.len() > 1,
+        _ => false,
+    }
 }
 
 /// The strikes of a job, and the file for more of them.
@@ -68,16 +152,30 @@ pub(super) struct Strikes {
 }
 
 impl Strikes {
-    /// Opens the strikes of the job in `output`, whose lock is held; `shared` where other shards
-    /// may be at work too.
+    /// Opens the strikes of the job of this id in `output`, whose lock is held; `shared` where
+    /// other shards may be at work too.
     ///
     /// # Errors
     /// When the file can be neither read nor made.
-    pub(super) fn open(output: &Path, shared: bool) -> Result<Strikes, StoreError> {
-        let path = output.join(STRIKES);
+    pub(super) fn open(output: &Place, job: &str, shared: bool) -> Result<Strikes, StoreError> {
+        Strikes::open_at(places(output, job), output.local().is_none(), shared)
+    }
+
+    /// Opens them in the first place that can be had; `state`: folders for states, which are made.
+    fn open_at(places: Vec<PathBuf>, state: bool, shared: bool) -> Result<Strikes, StoreError> {
+        let mut opened = None;
+        for path in places {
+            let folder = path.parent().filter(|_| state);
+            let file = folder.map_or(Ok(()), make_state).and_then(|()| open(&path));
+            let is_open = file.is_ok();
+            opened = Some((path, file));
+            if is_open {
+                break;
+            }
+        }
+        let (path, file) = opened.expect("there is a place for strikes. This is a bug.");
         let fault = |error| StoreError::new("open the strike file", &path, error);
-        let mut file =
-            OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(fault)?;
+        let mut file = file.map_err(fault)?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(fault)?;
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
@@ -150,6 +248,75 @@ mod tests {
         dir
     }
 
+    fn place(dir: &tempfile::TempDir) -> Place {
+        Place::Local(dir.path().to_owned())
+    }
+
+    #[test]
+    fn strikes_of_a_bucket_lie_in_the_folder_for_states() {
+        let states = |pairs: &[(&str, &str)]| {
+            let value = |name: &str| pairs.iter().find(|pair| pair.0 == name).map(|pair| pair.1);
+            let folders = super::states(|name| value(name).map(OsString::from));
+            let (last, others) = folders.split_last().unwrap();
+            assert!(last.starts_with(std::env::temp_dir()), "{last:?}");
+            others.to_vec()
+        };
+        let both = [("XDG_STATE_HOME", "/x"), ("HOME", "/h")];
+        assert_eq!(states(&both), [PathBuf::from("/x/haul")]);
+        assert_eq!(states(&both[1..]), [PathBuf::from("/h/.local/state/haul")]);
+        // The rules of these variables: a relative one counts for nothing.
+        let relative = [("XDG_STATE_HOME", "x"), ("HOME", "/h")];
+        assert_eq!(states(&relative), [PathBuf::from("/h/.local/state/haul")]);
+        assert!(states(&[("HOME", "")]).is_empty());
+
+        let s3 = Place::parse(Path::new("s3://bucket/out")).unwrap();
+        let name = |job: &str| places(&s3, job)[0].file_name().unwrap().to_owned();
+        assert_eq!(name("a"), name("a"));
+        assert_ne!(name("a"), name("b"));
+        assert_eq!(name("../../a").len(), name("a").len());
+    }
+
+    #[test]
+    fn strikes_lie_in_the_first_place_that_can_be_had() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), b"").unwrap();
+        let places: Vec<PathBuf> =
+            ["file/haul/s", "a/haul/s", "b/s"].map(|name| dir.path().join(name)).into();
+        let open = |shared| Strikes::open_at(places.clone(), true, shared).unwrap();
+        let key = Key::from("a.jpg");
+        for round in 0..3 {
+            let strikes = open(round == 1);
+            assert_eq!(strikes.path, places[1]);
+            assert_eq!(strikes.quarantined(&key), round >= 2);
+            assert_eq!(quarantined_at(&places).unwrap().contains(&key), round >= 2);
+            (&*strikes.file).write_all(strikes.note(&key).line()).unwrap();
+        }
+        forget_at(&places).unwrap();
+        forget_at(&places).unwrap();
+        assert!(quarantined_at(&places).unwrap().is_empty());
+        let strikes = open(false);
+        assert!(!strikes.quarantined(&key));
+        strikes.tidy();
+        assert!(!places[1].exists() && !places[2].exists());
+        assert!(Strikes::open_at(places[..1].to_vec(), true, false).is_err());
+    }
+
+    #[test]
+    fn a_folder_for_states_is_ones_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("a/b");
+        make_state(&folder).unwrap();
+        make_state(&folder).unwrap();
+        assert_eq!(folder.metadata().unwrap().mode() & 0o777, 0o700);
+        std::fs::write(dir.path().join("file"), b"").unwrap();
+        assert!(make_state(&dir.path().join("file")).is_err());
+        assert!(make_state(&dir.path().join("file/a")).is_err());
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(&folder, Some(65534), None).unwrap();
+            assert!(make_state(&folder).unwrap_err().to_string().contains("another user's"));
+        }
+    }
+
     #[test]
     fn two_strikes_are_out_and_any_key_is_its_own() {
         let dir = output(b"");
@@ -159,7 +326,7 @@ mod tests {
                 .map(Key::new)
                 .collect();
         for round in 0..3 {
-            let strikes = Strikes::open(dir.path(), false).unwrap();
+            let strikes = Strikes::open(&place(&dir), "job", false).unwrap();
             for (index, key) in keys.iter().enumerate() {
                 let struck = if index == 4 { round } else { round * usize::from(index % 2 == 0) };
                 assert_eq!(strikes.quarantined(key), struck >= 2, "{key} in round {round}");
@@ -169,7 +336,7 @@ mod tests {
                 file.write_all(strikes.note(key).line()).unwrap();
             }
         }
-        let strikes = Strikes::open(dir.path(), false).unwrap();
+        let strikes = Strikes::open(&place(&dir), "job", false).unwrap();
         strikes.tidy();
         assert_eq!(strikes.remarks().len(), 3);
         assert!(dir.path().join(STRIKES).exists(), "strikes are kept");
@@ -179,10 +346,10 @@ mod tests {
     fn who_only_looks_sees_the_same_and_changes_nothing() {
         let text = b"{\"image\":\"a\"}\n{\"image\":\"b\"}\n{\"image\":\"a\"}\n{\"image\":\"b\"}";
         let dir = output(text);
-        assert_eq!(quarantined(dir.path()).unwrap(), [Key::from("a")].into());
+        assert_eq!(quarantined(&place(&dir), "job").unwrap(), [Key::from("a")].into());
         assert_eq!(std::fs::read(dir.path().join(STRIKES)).unwrap(), text);
         std::fs::remove_file(dir.path().join(STRIKES)).unwrap();
-        assert!(quarantined(dir.path()).unwrap().is_empty());
+        assert!(quarantined(&place(&dir), "job").unwrap().is_empty());
         assert!(!dir.path().join(STRIKES).exists());
     }
 
@@ -191,18 +358,24 @@ mod tests {
         let whole = "{\"image\":\"a.jpg\"}\n";
         for torn in 0..whole.len() {
             let dir = output(&[whole.as_bytes(), &whole.as_bytes()[..torn]].concat());
-            let strikes = Strikes::open(dir.path(), false).unwrap();
+            let strikes = Strikes::open(&place(&dir), "job", false).unwrap();
             let key = Key::from("a.jpg");
             assert!(!strikes.quarantined(&key), "torn at {torn}");
             assert!(strikes.remarks()[0].contains("once more"), "{:?}", strikes.remarks());
             (&*strikes.file).write_all(strikes.note(&key).line()).unwrap();
-            assert!(Strikes::open(dir.path(), false).unwrap().quarantined(&key), "torn at {torn}");
+            assert!(
+                Strikes::open(&place(&dir), "job", false).unwrap().quarantined(&key),
+                "torn at {torn}"
+            );
 
             // Beside other shards nothing is cut off.
             let dir = output(&[whole.as_bytes(), &whole.as_bytes()[..torn]].concat());
-            let strikes = Strikes::open(dir.path(), true).unwrap();
+            let strikes = Strikes::open(&place(&dir), "job", true).unwrap();
             (&*strikes.file).write_all(strikes.note(&key).line()).unwrap();
-            assert!(Strikes::open(dir.path(), true).unwrap().quarantined(&key), "torn at {torn}");
+            assert!(
+                Strikes::open(&place(&dir), "job", true).unwrap().quarantined(&key),
+                "torn at {torn}"
+            );
             let kept = std::fs::read(dir.path().join(STRIKES)).unwrap();
             assert!(kept.starts_with(&[whole.as_bytes(), &whole.as_bytes()[..torn]].concat()));
         }
@@ -211,7 +384,7 @@ mod tests {
     #[test]
     fn unknown_lines_are_passed_over_and_said() {
         let dir = output(b"{\"image\":\"a\"}\nwhat?\n{\"image\":7}\n\n{\"image\":\"a\",\"x\":1}\n");
-        let strikes = Strikes::open(dir.path(), false).unwrap();
+        let strikes = Strikes::open(&place(&dir), "job", false).unwrap();
         assert!(strikes.quarantined(&Key::from("a")));
         assert!(strikes.remarks()[1].contains("2 lines are no strikes"), "{:?}", strikes.remarks());
     }
@@ -219,7 +392,7 @@ mod tests {
     #[test]
     fn an_empty_file_is_taken_away() {
         let dir = output(b"");
-        Strikes::open(dir.path(), false).unwrap().tidy();
+        Strikes::open(&place(&dir), "job", false).unwrap().tidy();
         assert!(!dir.path().join(STRIKES).exists());
     }
 }

@@ -9,7 +9,7 @@ use super::chain::Chain;
 use super::exit::{Exit, JobError};
 use super::fingerprint::{kept_classes, labels};
 use super::gate::{Gate, GateResult, Totals, judge};
-use super::manifest::{Job, Manifest, Record};
+use super::manifest::{Job, Manifest, Record, record_names};
 use super::plan::{Batch, PlanSummary};
 use super::report::Share;
 use super::session::open_output;
@@ -93,7 +93,7 @@ impl Survey {
             JobError::Usage(format!("`{output}` holds no job of haul"))
         })?;
         let records = manifest.records()?.into_iter().collect();
-        let failed = manifest.failed()?.into_iter().collect();
+        let failed = manifest.attempts()?.into_keys().collect();
         Ok(Survey { manifest, job, records, failed })
     }
 
@@ -114,9 +114,15 @@ impl Survey {
         let store = self.manifest.store().clone();
         let mut chain = Chain::new(&*store);
         while let Some(segment) = chain.next_segment()? {
+            let ids = segment.batches.iter().map(|batch| batch.id);
+            let ids: Vec<u64> = ids.filter(|id| self.records.contains(id)).collect();
+            let names = record_names(&ids);
+            let mut records = self.manifest.read_records(&self.job, &ids, &names);
             for batch in &segment.batches {
-                if self.records.contains(&batch.id) {
-                    let record = self.manifest.record(&self.job, batch.id)?;
+                if self.records.contains(&batch.id)
+                    && let Some(record) = records.next()
+                {
+                    let record = record?;
                     visitor(batch, State::Done, Some(&record))?;
                 } else if self.failed.contains(&batch.id) {
                     visitor(batch, State::Failed, None)?;

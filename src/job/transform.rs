@@ -19,7 +19,7 @@ use crate::store::{Location, is_manifest};
 const PREFIX: &str = "HAUL_";
 
 /// Where a model's name is looked for: as it is, then with these suffixes.
-const MODEL_SUFFIXES: [&str; 4] = ["", ".pt", ".safetensors", ".haulpack"];
+const MODEL_SUFFIXES: [&str; 5] = ["", ".pt", ".safetensors", ".tar.gz", ".haulpack"];
 
 /// Fields that say nothing about what haul does.
 const IGNORED: [&str; 4] = ["TransformJobName", "TransformResources", "Tags", "ExperimentConfig"];
@@ -424,10 +424,11 @@ fn place(uri: &str, name: &str) -> Result<PathBuf, String> {
     if path.is_empty() { Err(format!("{name} is empty")) } else { Ok(PathBuf::from(path)) }
 }
 
-/// The checkpoint of a name: a path relative to the job file, with or without its suffix.
+/// The checkpoint of a name: an address of S3, or a path relative to the job file, with or without
+/// its suffix.
 fn find_model(name: &str, folder: &Path) -> Result<PathBuf, String> {
     if name.starts_with("s3://") {
-        return Ok(PathBuf::from(name));
+        return Ok(name.into());
     }
     let candidates = MODEL_SUFFIXES.map(|suffix| format!("{name}{suffix}"));
     let found = candidates.iter().find(|candidate| folder.join(candidate).is_file());
@@ -627,7 +628,10 @@ mod tests {
             (json!({"BatchStrategy": "Bogus"}), "it is MultiRecord or SingleRecord"),
             (json!({"BatchStrategy": 1}), "BatchStrategy is 1; it is a text"),
             (json!({"TransformInput": 1}), "TransformInput is 1; it is an object"),
-            (json!({"ModelName": "nothing"}), "also not with .pt, .safetensors, .haulpack"),
+            (
+                json!({"ModelName": "nothing"}),
+                "also not with .pt, .safetensors, .tar.gz, .haulpack",
+            ),
             (json!({"Environment": {"HAUL_CONFF": "1"}}), "did you mean `HAUL_CONF`?"),
             (json!({"Environment": {"HAUL_Q": "1"}}), "there is no setting `HAUL_Q`"),
             (json!({"Environment": {"HAUL_CONF": "high"}}), "Environment.HAUL_CONF: invalid value"),

@@ -1,6 +1,5 @@
 //! Proof after the fact: parts against records, lines against plan and schema, totals against all.
 
-
 use serde::Serialize;
 use serde_json::Value;
 

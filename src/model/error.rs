@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::store::StoreError;
 use crate::yolo::NetworkError;
 
 /// A failed operation, the file it was about, and a likely cause.
@@ -20,6 +21,12 @@ pub enum ModelError {
         #[source]
         source: io::Error,
     },
+    /// What was given is no path and no address of S3.
+    #[error("the model {0}")]
+    Address(String),
+    /// It lies in a bucket, and could not be copied from there.
+    #[error(transparent)]
+    Store(StoreError),
     /// The file is larger than any model.
     #[error("the model `{path}` has {bytes} bytes, more than {limit} (is it a model?)")]
     TooLarge {
@@ -32,7 +39,8 @@ pub enum ModelError {
     },
     /// Neither of the two formats, or a relative that is not read.
     #[error(
-        "`{path}` is {found}; haul reads the .pt files of Ultralytics YOLOv8 and .safetensors made by `haul model convert`"
+        "`{path}` is {found}; haul reads the .pt files of Ultralytics YOLOv8 and .safetensors made by `haul model convert`, \
+         also in a .tar.gz"
     )]
     Format {
         /// The file.

@@ -139,12 +139,17 @@ fn digest(before: &[u8], after: &[u8]) -> [u8; 32] {
 /// or the file not as long as that says.
 pub fn open_pack(path: &Path) -> Result<Option<Pack>, ModelError> {
     let failed = |source| ModelError::Read { path: path.to_path_buf(), source };
-    let wrong = |what: String| ModelError::Pack { path: path.to_path_buf(), what };
     // A pipe has no second beginning for those who read checkpoints.
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
         return Ok(None);
     }
-    let mut file = File::open(path).map_err(failed)?;
+    pack_in(File::open(path).map_err(failed)?, path)
+}
+
+/// The same of an open file; `path` serves messages only.
+pub(super) fn pack_in(mut file: File, path: &Path) -> Result<Option<Pack>, ModelError> {
+    let failed = |source| ModelError::Read { path: path.to_path_buf(), source };
+    let wrong = |what: String| ModelError::Pack { path: path.to_path_buf(), what };
     let mut prefix = Vec::with_capacity(PREFIX);
     file.by_ref().take(PREFIX as u64).read_to_end(&mut prefix).map_err(failed)?;
     if !prefix.starts_with(&MAGIC) {

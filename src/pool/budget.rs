@@ -75,23 +75,39 @@ impl Ticket {
     /// # Errors
     /// [`Closed`] when the pool goes away meanwhile.
     pub fn grow(&mut self, bytes: u64) -> Result<(), Closed> {
-        let mut state = self.budget.lock();
-        loop {
-            if state.closed {
-                return Err(Closed);
-            }
-            if bytes <= state.free {
-                state.free -= bytes;
-                self.from_free += bytes;
-                return Ok(());
-            }
-            if state.open.first() == Some(&self.number) && bytes <= state.reserve {
-                state.reserve -= bytes;
-                self.from_reserve += bytes;
-                return Ok(());
-            }
-            state = self.budget.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        let budget = self.budget.clone();
+        let mut state = budget.lock();
+        while !self.take(&mut state, bytes)? {
+            state = budget.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        Ok(())
+    }
+
+    /// Takes `bytes` more if they are there; says whether they were.
+    ///
+    /// # Errors
+    /// [`Closed`] when the pool is going away.
+    pub fn try_grow(&mut self, bytes: u64) -> Result<bool, Closed> {
+        let budget = self.budget.clone();
+        let mut state = budget.lock();
+        self.take(&mut state, bytes)
+    }
+
+    fn take(&mut self, state: &mut State, bytes: u64) -> Result<bool, Closed> {
+        if state.closed {
+            return Err(Closed);
+        }
+        if bytes <= state.free {
+            state.free -= bytes;
+            self.from_free += bytes;
+            return Ok(true);
+        }
+        if state.open.first() == Some(&self.number) && bytes <= state.reserve {
+            state.reserve -= bytes;
+            self.from_reserve += bytes;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// Gives back all but `bytes`; the reserve first, it is wanted most.
@@ -147,6 +163,20 @@ mod tests {
         assert!(!waiting.is_finished());
         oldest.shrink_to(4);
         assert_eq!(waiting.join().unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn who_does_not_wait_is_told_so() {
+        let budget = Budget::new(10, 8);
+        let (mut oldest, mut younger) = (budget.open(), budget.open());
+        assert_eq!(younger.try_grow(10), Ok(true));
+        assert_eq!(younger.try_grow(1), Ok(false));
+        assert_eq!(oldest.try_grow(9), Ok(false));
+        assert_eq!(oldest.try_grow(8), Ok(true));
+        drop(oldest);
+        assert_eq!(younger.try_grow(8), Ok(true));
+        budget.close();
+        assert_eq!(younger.try_grow(0), Err(Closed));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod input;
 mod key;
 mod lists;
 mod local;
+mod names;
 mod place;
 mod reading;
 mod s3;
@@ -29,10 +30,11 @@ pub use key::Key;
 pub use lists::{is_list, is_manifest, is_table};
 pub use local::{
     Disk, DiskFile, IdentityKind, LocalSource, LocalStore, Lock, LockError, MOST_SHARDS,
-    SourceOptions, SystemDisk, annotated_name,
+    SourceOptions, SystemDisk,
 };
+pub use names::{annotated_name, name_of};
 pub use place::{Location, Place};
-pub use reading::Reading;
+pub use reading::{Reading, Writing};
 pub use s3::{Checksums, Lease, S3, S3Options, S3Source, S3SourceOptions, S3Store, Traffic};
 pub use text::one_line;
 
@@ -95,6 +97,22 @@ pub trait Store: Send + Sync + Debug {
     /// # Errors
     /// When the bytes could not be written.
     fn replace(&self, name: &Path, bytes: &[u8]) -> Result<(), StoreError>;
+
+    /// Begins [`Store::replace`], in a store that can write several names at once; elsewhere it is
+    /// done at once. `keep` is kept until the bytes are no longer needed: what counts their memory.
+    ///
+    /// # Errors
+    /// When it is known already that the bytes cannot be written.
+    fn begin_replace(
+        &self,
+        name: &Path,
+        bytes: Vec<u8>,
+        keep: Box<dyn Send>,
+    ) -> Result<Writing, StoreError> {
+        self.replace(name, &bytes)?;
+        drop(keep);
+        Ok(Writing::done())
+    }
 
     /// The bytes under a name; `None` where there is no such name.
     ///

@@ -1,6 +1,6 @@
-//! A read that is under way.
+//! A read or a write that is under way.
 
-use super::ReadError;
+use super::{ReadError, StoreError};
 
 /// The bytes of an object, or what kept us from them: there, or on their way.
 pub struct Reading(Box<dyn FnOnce() -> Result<Vec<u8>, ReadError> + Send>);
@@ -13,7 +13,7 @@ impl Reading {
     }
 
     /// One whose end `wait` waits for.
-    pub(super) fn under_way(
+    pub fn under_way(
         wait: impl FnOnce() -> Result<Vec<u8>, ReadError> + Send + 'static,
     ) -> Reading {
         Reading(Box::new(wait))
@@ -25,6 +25,38 @@ impl Reading {
     /// As [`super::Source::read`].
     pub fn wait(self) -> Result<Vec<u8>, ReadError> {
         (self.0)()
+    }
+}
+
+/// A write that is done, or on its way.
+pub struct Writing(Box<dyn FnOnce() -> Result<(), StoreError> + Send>);
+
+impl Writing {
+    /// One that is done.
+    #[must_use]
+    pub fn done() -> Writing {
+        Writing(Box::new(|| Ok(())))
+    }
+
+    /// One whose end `wait` waits for.
+    pub(super) fn under_way(
+        wait: impl FnOnce() -> Result<(), StoreError> + Send + 'static,
+    ) -> Writing {
+        Writing(Box::new(wait))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When the bytes could not be written.
+    pub fn wait(self) -> Result<(), StoreError> {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Writing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Writing")
     }
 }
 

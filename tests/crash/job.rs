@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crossbeam_channel::Receiver;
 use haul::job::{
-    Exit, JobError, Loaded, Mode, Opened, Settings, Spec, Survey, Terminal, Verbosity, load_model,
-    open_on, run, verify,
+    Exit, JobError, Loaded, Mode, Opened, Outcome, Settings, Spec, Survey, Terminal, Verbosity,
+    load_model, open_on, run, verify,
 };
 use haul::store::{LocalStore, Store};
 use tempfile::TempDir;
@@ -115,14 +116,22 @@ impl Job {
         mode: Mode,
         settings: &Settings,
     ) -> Result<Exit, JobError> {
+        let never = crossbeam_channel::never();
+        self.attempt_hearing(store, mode, settings, &never).map(|outcome| outcome.exit)
+    }
+
+    fn attempt_hearing(
+        &self,
+        store: Arc<dyn Store>,
+        mode: Mode,
+        settings: &Settings,
+        signals: &Receiver<i32>,
+    ) -> Result<Outcome, JobError> {
         let spec = Spec::new(settings.clone())?;
         let mut terminal = Terminal::new(Verbosity::Silent);
         let load = |_: &Spec, _: Option<&str>| Ok(self.loaded.clone());
         match open_on(spec, mode, &terminal, store, &load)? {
-            Opened::Job(session) => {
-                let signals = crossbeam_channel::never();
-                run(*session, &signals, &mut terminal).map(|outcome| outcome.exit)
-            }
+            Opened::Job(session) => run(*session, signals, &mut terminal),
             Opened::Skipped(text) | Opened::Nothing(text) => panic!("{text}"),
         }
     }
@@ -133,7 +142,31 @@ impl Job {
         process: &Arc<Process>,
         wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
     ) -> Result<Exit, JobError> {
-        self.attempt_on(wrap(self.store(process)), Mode::Run, &self.settings)
+        self.attempt_with(process, &self.settings, wrap)
+    }
+
+    /// The same with other settings that are not fingerprinted.
+    pub(crate) fn attempt_with(
+        &self,
+        process: &Arc<Process>,
+        settings: &Settings,
+        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+    ) -> Result<Exit, JobError> {
+        self.attempt_on(wrap(self.store(process)), Mode::Run, settings)
+    }
+
+    /// The same, hearing signals, and all that is told of it.
+    pub(crate) fn outcome(
+        &self,
+        process: &Arc<Process>,
+        signals: &Receiver<i32>,
+        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+    ) -> Result<Outcome, JobError> {
+        self.attempt_hearing(wrap(self.store(process)), Mode::Run, &self.settings, signals)
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        self.settings.clone()
     }
 
     /// What is published on a machine: no temporaries, no lock.

@@ -1,14 +1,15 @@
 //! YOLO txt: `a/b.jpg` becomes `a/b.txt`, with a line `class cx cy w h score` for each detection,
-//! normalised to the picture. A picture without detections has an empty file.
+//! normalised to the picture. A picture without detections has an empty file. Names stay below the
+//! target and apart, whatever the keys are.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use super::super::exit::JobError;
 use super::super::survey::Survey;
 use super::{Exported, lines};
-use crate::store::{Key, StoreError};
+use crate::store::{Key, StoreError, name_of};
 
 pub(super) fn export(survey: &Survey, to: &Path) -> Result<Exported, JobError> {
     if fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
@@ -43,11 +44,10 @@ pub(super) fn export(survey: &Survey, to: &Path) -> Result<Exported, JobError> {
 
 /// Writes a picture's file. Where `a.jpg` has taken `a.txt`, `a.png` gets `a.png.txt`.
 fn put(to: &Path, key: &Key, text: &[u8]) -> Result<(), JobError> {
-    let relative = inside(key)?;
-    let short = to.join(relative.with_extension("txt"));
-    let mut long = relative.into_os_string();
-    long.push(".txt");
-    for path in [short, to.join(long)] {
+    let long = to.join(name_of(key, ".txt"));
+    // In plan order, `a.png` comes before the `a.png.jpg` that would like its long name.
+    let short = long.with_extension("").with_extension("txt");
+    for path in [short, long] {
         let fault = |error| StoreError::new("write", &path, error);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(fault)?;
@@ -59,21 +59,6 @@ fn put(to: &Path, key: &Key, text: &[u8]) -> Result<(), JobError> {
         }
     }
     Err(JobError::Usage(format!("two pictures would share the label file of `{key}`")))
-}
-
-/// The key as a path that stays below the target.
-fn inside(key: &Key) -> Result<PathBuf, JobError> {
-    let mut path = PathBuf::new();
-    for component in key.as_path().components() {
-        match component {
-            Component::Normal(name) => path.push(name),
-            Component::RootDir | Component::CurDir => {}
-            Component::ParentDir | Component::Prefix(_) => {
-                return Err(JobError::Usage(format!("`{key}` would leave the target folder")));
-            }
-        }
-    }
-    Ok(path)
 }
 
 #[cfg(test)]
@@ -91,6 +76,56 @@ mod tests {
             (read("a/b.txt"), read("a/b.png.txt"), read("a/b.c.txt")),
             ("1".into(), "2".into(), "3".into())
         );
-        assert!(put(dir.path(), &Key::from("../x.jpg"), b"").is_err());
+    }
+
+    #[test]
+    fn odd_keys_stay_inside_and_apart() {
+        let home = tempfile::tempdir().unwrap();
+        let to = home.path().join("a/b");
+        let long = "l".repeat(300);
+        let mut keys = vec![
+            "..",
+            "../../x.jpg",
+            "./x.jpg",
+            "/etc/x.jpg",
+            "/x.jpg",
+            "x.jpg",
+            "a//b.jpg",
+            "a/b.jpg",
+            "a/b.png",
+            "a/b.png.jpg",
+            "a/b.txt/c.jpg",
+            "a/b.png.txt/c.jpg",
+            "a/",
+            "a",
+            "",
+            ".",
+            "%2E.jpg",
+            "%2E/x.jpg",
+            "\u{1}.jpg",
+            "%01.jpg",
+            "\0.jpg",
+            ".jpg",
+            ".jpg.jpg",
+            &long,
+        ];
+        keys.sort_unstable();
+        for key in &keys {
+            put(&to, &Key::from(*key), key.as_bytes()).unwrap_or_else(|e| panic!("{key:?}: {e}"));
+        }
+        let (mut folders, mut found) = (vec![home.path().to_owned()], Vec::new());
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    assert!(path.starts_with(&to), "{path:?}");
+                    found.push(fs::read_to_string(path).unwrap());
+                }
+            }
+        }
+        found.sort_unstable();
+        assert_eq!(found, keys);
     }
 }

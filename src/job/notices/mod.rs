@@ -280,7 +280,7 @@ fn failure(line: &Line) -> String {
 }
 
 /// 1,234,567.
-fn grouped(count: u64) -> String {
+pub(super) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -341,15 +341,7 @@ mod tests {
         failures: &'a [Line],
     ) -> Ended<'a> {
         let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_790_000_000);
-        Ended {
-            output: "/data/out",
-            exit,
-            reason: None,
-            report,
-            failures,
-            gates: &[],
-            time,
-        }
+        Ended { output: "/data/out", exit, reason: None, report, failures, gates: &[], time }
     }
 
     #[test]

@@ -109,6 +109,20 @@ pub(super) fn metrics(ended: &Ended<'_>) -> String {
             Some((Some(("stage", stage.as_str())), seconds.as_f64()?))
         }),
     );
+    let help = "The share of the workers' time in which there was no picture for them.";
+    metrics.one("haul_run_waiting_ratio", help, report.waiting);
+    if let Some(traffic) = &report.store {
+        let help = "Requests of the last run to S3.";
+        metrics.one("haul_run_store_requests", help, traffic.requests as f64);
+        metrics.put(
+            "haul_run_store_retries",
+            "Those of them that were made again, by what was wrong.",
+            traffic
+                .retried
+                .iter()
+                .map(|(kind, count)| (Some(("kind", kind.as_str())), *count as f64)),
+        );
+    }
     if let Some(peak) = report.peak_memory {
         let help = "The most memory the last run held.";
         metrics.one("haul_run_peak_memory_bytes", help, peak as f64);
@@ -160,6 +174,11 @@ mod tests {
         };
         let mut report = Report { gates: vec![gate(false), gate(false)], ..report() };
         report.stages.infer = 1.5;
+        report.store = Some(crate::store::Traffic {
+            requests: 40,
+            retried: [("slow down".to_owned(), 3)].into(),
+            ..Default::default()
+        });
         let samples = read(&metrics(&ended(Exit::Gate, Some(&report), &[])));
         let value = |name: &str| {
             let found = samples.iter().find(|(sample, _)| sample == name);
@@ -176,6 +195,8 @@ mod tests {
             (r#"haul_job_gate_holds{output="/data/out",gate="class \"a\\b\"\n >= 1"}"#, 0.0),
             (r#"haul_run_stage_seconds{output="/data/out",stage="infer"}"#, 1.5),
             (r#"haul_run_seconds{output="/data/out"}"#, 12.5),
+            (r#"haul_run_store_requests{output="/data/out"}"#, 40.0),
+            (r#"haul_run_store_retries{output="/data/out",kind="slow down"}"#, 3.0),
             (r#"haul_run_peak_memory_bytes{output="/data/out"}"#, 1_048_576.0),
         ] {
             assert_eq!(value(name), expected, "{name}");

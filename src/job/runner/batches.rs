@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use super::committer::{Committed, Complete, check_hold};
 use super::{Dispatcher, Open};
 use crate::failpoint;
 use crate::job::chain::Chain;
@@ -12,11 +13,11 @@ use crate::job::events::{Answer, Event};
 use crate::job::exit::{Exit, JobError};
 use crate::job::feeder::Order;
 use crate::job::line::Line;
-use crate::job::manifest::{Done, Record};
+use crate::job::manifest::{Done, Record, record_names};
 use crate::job::notices::MOST_NAMED;
 use crate::job::plan::{Batch, SEGMENT_BATCHES};
 use crate::job::tally::Tally;
-use crate::store::{Store as _, annotated_name};
+use crate::store::annotated_name;
 
 /// A mini-batch is tried so often in one run.
 const TRIES: u64 = 3;
@@ -24,14 +25,14 @@ const TRIES: u64 = 3;
 /// So many faults in a row, without a commit between them, mean that the store or the engine is ill.
 const FAULTS_IN_A_ROW: u64 = 5;
 
+/// The names of so many records are held at once while they are read.
+const NAMES_AT_ONCE: usize = 1024;
+
 impl Dispatcher<'_> {
     /// What earlier runs have left: records, parts without one, and failures to be tried first.
     pub(super) fn read_state(&mut self) -> Result<(), JobError> {
         let session = self.session.clone();
-        for id in session.manifest.records()? {
-            let record = session.manifest.record(&session.job, id)?;
-            self.add_done(record);
-        }
+        self.read_records(&session.manifest.records()?)?;
         self.committed_before = self.share.ok + self.share.failed;
         self.orphans = session
             .manifest
@@ -39,10 +40,11 @@ impl Dispatcher<'_> {
             .into_iter()
             .filter(|id| !self.done.contains_key(id))
             .collect();
-        let failed: BTreeSet<u64> = session
-            .manifest
-            .failed()?
-            .into_iter()
+        self.attempts = session.manifest.attempts()?;
+        let failed: BTreeSet<u64> = self
+            .attempts
+            .keys()
+            .copied()
             .filter(|&id| session.has(id) && !self.done.contains_key(&id))
             .collect();
         if failed.is_empty() {
@@ -64,6 +66,16 @@ impl Dispatcher<'_> {
         Ok(())
     }
 
+    fn read_records(&mut self, ids: &[u64]) -> Result<(), JobError> {
+        let session = self.session.clone();
+        for some in ids.chunks(NAMES_AT_ONCE) {
+            for record in session.manifest.read_records(&session.job, some, &record_names(some)) {
+                self.add_done(record?);
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn add_done(&mut self, record: Record) {
         let Record { batch, ok, failed, sha256, classes, errors, .. } = record;
         if self.session.has(batch) {
@@ -78,14 +90,9 @@ impl Dispatcher<'_> {
     /// Reads what other shards have committed since the start. The last of them finds everything:
     /// each looks here only after its own last commit.
     pub(super) fn read_others(&mut self) -> Result<(), JobError> {
-        let session = self.session.clone();
-        for id in session.manifest.records()? {
-            if !self.done.contains_key(&id) {
-                let record = session.manifest.record(&session.job, id)?;
-                self.add_done(record);
-            }
-        }
-        Ok(())
+        let mut ids = self.manifest().records()?;
+        ids.retain(|id| !self.done.contains_key(id));
+        self.read_records(&ids)
     }
 
     pub(super) fn wants_more(&self) -> bool {
@@ -120,7 +127,9 @@ impl Dispatcher<'_> {
                 continue;
             }
             if self.orphans.remove(&batch.id) {
-                let record = self.manifest().adopt(&self.session.job, &batch)?;
+                check_hold(&self.session)?;
+                let attempt = self.next_attempt(batch.id);
+                let record = self.manifest().adopt(&self.session.job, &batch, attempt)?;
                 if let Some(record) = record {
                     self.terminal.detail(&format!("mini-batch {}: adopted its part", batch.id));
                     self.adopted += 1;
@@ -143,8 +152,10 @@ impl Dispatcher<'_> {
             cancelled,
             begun: None,
             lines: vec![None; count],
+            annotated: Vec::new(),
             missing: count,
             tally: Tally::default(),
+            committing: false,
             batch,
         };
         self.open.insert(open.batch.id, open);
@@ -198,49 +209,68 @@ impl Dispatcher<'_> {
         self.spent.infer += answer.spent.infer;
         self.spent.boxes += answer.spent.boxes;
         self.spent.draw += answer.spent.draw;
-        if let (Some(store), Some((key, jpeg))) = (&self.annotations, &answer.annotated) {
+        if let (Some(annotations), Some((key, jpeg))) = (&self.annotations, answer.annotated) {
             let start = Instant::now();
-            store.replace(&annotated_name(key), jpeg)?;
+            let keep = Box::new(answer._ticket);
+            let store = annotations.store();
+            open.annotated.push(store.begin_replace(&annotated_name(&key), jpeg, keep)?);
             self.write += start.elapsed();
         }
         if failed && let Some(reason) = self.threshold(planned) {
             self.terminal.insist(&reason);
             return Ok(Some(self.stop_early(Exit::Threshold)));
         }
-        if complete { self.commit(answer.batch) } else { Ok(None) }
+        if complete {
+            self.commit(answer.batch)?;
+        }
+        Ok(None)
     }
 
-    /// Commits a mini-batch whose lines are all there. An exit code is [`Dispatcher::fault`]'s.
-    pub(super) fn commit(&mut self, id: u64) -> Result<Option<Exit>, JobError> {
+    /// Hands over a mini-batch whose lines are all there, to be committed. Until that is done it
+    /// counts as open.
+    pub(super) fn commit(&mut self, id: u64) -> Result<(), JobError> {
         failpoint::hit("commit").map_err(JobError::Internal)?;
-        let Some(open) = self.open.get_mut(&id) else { return Ok(None) };
-        let start = Instant::now();
-        let mut part = Vec::with_capacity(open.lines.iter().flatten().map(Vec::len).sum());
-        std::mem::take(&mut open.lines).into_iter().flatten().for_each(|line| part.extend(line));
-        let tally = std::mem::take(&mut open.tally);
-        let seconds = open.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64());
-        let session = self.session.clone();
-        let part = session.job.compress()?.pack(part).map_err(|error| {
-            JobError::Internal(format!("cannot compress the part of mini-batch {id}: {error}"))
-        })?;
-        let manifest = &session.manifest;
-        let record = manifest
-            .new_record(&session.job, id, &part, tally, seconds)
-            .and_then(|record| manifest.commit(&session.job, &part, &record).map(|()| record));
-        let record = match record {
+        let attempt = self.next_attempt(id);
+        let Some(open) = self.open.get_mut(&id) else { return Ok(()) };
+        open.committing = true;
+        let complete = Complete {
+            batch: id,
+            attempt,
+            lines: std::mem::take(&mut open.lines),
+            annotated: std::mem::take(&mut open.annotated),
+            tally: open.tally.clone(),
+            seconds: open.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64()),
+        };
+        self.committing += 1;
+        let commits = self.commits.as_ref().expect("commits end with the run. This is a bug.");
+        // If the committer has ended, it has said why.
+        let _ = commits.send(complete);
+        Ok(())
+    }
+
+    /// Hears what became of it. An exit code is [`Dispatcher::fault`]'s.
+    pub(super) fn committed(&mut self, told: Committed) -> Result<Option<Exit>, JobError> {
+        let Committed { batch, took, result } = told;
+        self.committing -= 1;
+        self.write += took;
+        let record = match result {
             // What was written is in doubt, the job is not: it is done again, and found or written.
-            Err(error) if error.passes() => return self.fault(id, &error.to_string()),
+            Err(error) if error.passes() => return self.fault(batch, &error.to_string()),
             other => other?,
         };
-        self.open.remove(&id);
-        self.write += start.elapsed();
+        // A run that is being stopped has forgotten it already.
+        self.open.remove(&batch);
         self.faults_in_a_row = 0;
         self.terminal.detail(&format!(
-            "mini-batch {id}: committed, {} ok, {} failed, {seconds:.1} s",
-            record.ok, record.failed
+            "mini-batch {batch}: committed, {} ok, {} failed, {:.1} s",
+            record.ok, record.failed, record.seconds
         ));
         self.add_done(record);
         Ok(None)
+    }
+
+    fn next_attempt(&self, batch: u64) -> u64 {
+        self.attempts.get(&batch).map_or(1, |failed| failed + 1)
     }
 
     /// A try at a mini-batch has failed: no record, but a file that says why. Too many of them in a
@@ -249,10 +279,11 @@ impl Dispatcher<'_> {
         let Some(open) = self.open.remove(&id) else { return Ok(None) };
         open.cancelled.store(true, Ordering::Relaxed);
         self.faults_in_a_row += 1;
-        match self.manifest().put_failure(&self.session.job, id, reason) {
+        let attempt = self.next_attempt(id);
+        match self.manifest().put_failure(&self.session.job, id, attempt, reason) {
             // What ails the output may be what there is to tell.
             Err(error) if error.passes() => self.terminal.warn(&error.to_string()),
-            other => other?,
+            attempt => drop(self.attempts.insert(id, attempt?)),
         }
         self.terminal.try_failed(id, open.try_number, open.try_number >= TRIES, reason);
         if open.try_number < TRIES {

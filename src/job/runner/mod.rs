@@ -1,10 +1,12 @@
 //! The dispatcher: the one owner of manifest, parts and terminal.
 //!
 //! Lister, feeder and workers only send it events. It keeps a bounded number of mini-batches open,
-//! puts their lines back in plan order, commits each when its last line is there, and decides when
-//! to stop.
+//! puts their lines back in plan order, has each committed when its last line is there, and decides
+//! when to stop.
 
+mod annotations;
 mod batches;
+mod committer;
 mod stopping;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
+use self::annotations::Annotations;
+use self::committer::{Committed, Committer, Complete, check_hold};
 use crate::failpoint;
 use crate::job::chain::Chain;
 use crate::job::events::Event;
@@ -28,13 +32,12 @@ use crate::job::plan::Batch;
 use crate::job::report::{Report, Share, Stages};
 use crate::job::retry::Retry;
 use crate::job::session::{Session, open_pictures};
-use crate::job::shard::Shard;
 use crate::job::spec::Spec;
 use crate::job::strikes::Strikes;
 use crate::job::tally::Tally;
 use crate::job::terminal::{Standing, Terminal};
 use crate::pool::{Budget, Idle, Params, Pool, Spent};
-use crate::store::{Hold, LocalStore, Place, Store as _};
+use crate::store::{Hold, Place, Writing};
 use crate::yolo::NmsOptions;
 
 /// How often the clock is looked at.
@@ -108,20 +111,29 @@ struct Open {
     cancelled: Arc<AtomicBool>,
     begun: Option<Instant>,
     lines: Vec<Option<Vec<u8>>>,
+    annotated: Vec<Writing>,
     missing: usize,
     tally: Tally,
+    /// Its lines are with the committer.
+    committing: bool,
 }
 
 struct Dispatcher<'a> {
     session: Arc<Session>,
     terminal: &'a mut Terminal,
-    annotations: Option<LocalStore>,
+    annotations: Option<Annotations>,
     strikes: Arc<Strikes>,
     pool: Option<Pool>,
     idle: Arc<Idle>,
     budget: Arc<Budget>,
     events: Receiver<Event>,
     orders: Option<Sender<Order>>,
+    commits: Option<Sender<Complete>>,
+    told: Receiver<Committed>,
+    stop_committing: Arc<AtomicBool>,
+    /// Mini-batches that the committer has not told about yet.
+    committing: usize,
+    hold_checked: Instant,
     stop_listing: Arc<AtomicBool>,
     /// Written by the lister: pictures seen, and time taken.
     listed: Arc<AtomicU64>,
@@ -137,6 +149,8 @@ struct Dispatcher<'a> {
     again: VecDeque<(Arc<Batch>, u64)>,
     taken_first: BTreeSet<u64>,
     orphans: BTreeSet<u64>,
+    /// How often mini-batches have failed, as far as this run knows.
+    attempts: BTreeMap<u64, u64>,
     done: BTreeMap<u64, Done>,
     committed_before: u64,
     /// All that this run knows to be committed, by whomever.
@@ -166,7 +180,7 @@ impl<'a> Dispatcher<'a> {
     ) -> Result<Dispatcher<'a>, JobError> {
         let (spec, facts, shares) = (&session.spec, &session.loaded.facts, &session.shares);
         let engine = &session.loaded.engine;
-        let open_pictures = open_pictures(spec, shares.workers);
+        let open_pictures = open_pictures(spec, shares.workers, session.source.ahead());
         if let Some(note) = &shares.note {
             terminal.warn(note);
         }
@@ -180,7 +194,8 @@ impl<'a> Dispatcher<'a> {
             mib(shares.budget),
             session.source.describe(),
         ));
-        let strikes = Arc::new(Strikes::open(spec.output.local().unwrap_or(std::path::Path::new("/tmp")), session.shard.is_some())?);
+        let strikes = Strikes::open(&spec.output, &session.job.id, session.shard.is_some())?;
+        let strikes = Arc::new(strikes);
         strikes.remarks().iter().for_each(|remark| terminal.warn(remark));
         let budget = Budget::new(shares.free, shares.reserve);
         let pool =
@@ -196,6 +211,7 @@ impl<'a> Dispatcher<'a> {
             labels: facts.labels.clone().into(),
             boxes: spec.boxes,
             max_file: spec.max_file,
+            most_ahead: shares.most_ahead(),
             strikes: strikes.clone(),
             work: pool.queue(),
             events: event_sender.clone(),
@@ -215,13 +231,18 @@ impl<'a> Dispatcher<'a> {
             nanos: list_nanos.clone(),
         };
         spawn("lister", move || lister.run())?;
-        // Jobs may share the folder of annotated pictures, so each has temporaries of its own there,
-        // and so has each shard.
-        let mut temporaries = format!(".haul-tmp-{}", session.job.id);
-        if let Some((index, count)) = session.shard.map(Shard::numbers) {
-            temporaries.push_str(&format!("-{index}-of-{count}"));
-        }
-        let annotations = spec.annotate.as_ref().and_then(Place::local).map(|dir| LocalStore::new(dir, &temporaries));
+        let stop_committing = Arc::new(AtomicBool::new(false));
+        // Neither holds anybody up: `open_pictures` bounds what is in them.
+        let (commits, complete) = unbounded::<Complete>();
+        let (tell, told) = unbounded::<Committed>();
+        let committer = Committer {
+            session: session.clone(),
+            work: complete,
+            told: tell,
+            stop: stop_committing.clone(),
+        };
+        spawn("committer", move || committer.run())?;
+        let annotations = Annotations::of(session);
         let report = Report {
             output: spec.output.to_string(),
             annotated: spec.annotate.as_ref().map(Place::to_string),
@@ -240,6 +261,11 @@ impl<'a> Dispatcher<'a> {
             budget,
             events,
             orders: Some(orders),
+            commits: Some(commits),
+            told,
+            stop_committing,
+            committing: 0,
+            hold_checked: Instant::now(),
             stop_listing,
             listed,
             share_listed,
@@ -251,6 +277,7 @@ impl<'a> Dispatcher<'a> {
             again: VecDeque::new(),
             taken_first: BTreeSet::new(),
             orphans: BTreeSet::new(),
+            attempts: BTreeMap::new(),
             done: BTreeMap::new(),
             committed_before: 0,
             totals: Tally::default(),
@@ -282,7 +309,15 @@ impl<'a> Dispatcher<'a> {
         }
         self.read_state()?;
         let mut chain = Chain::new(&*store);
-        let stopped = self.drive(&mut chain, signals)?;
+        let driven = self.drive(&mut chain, signals);
+        // An output that is not ours any more gets nothing more.
+        let finished = match driven {
+            Err(JobError::Lock(_)) => Ok(()),
+            _ => self.finish_commits(),
+        };
+        self.stop_committing.store(true, Ordering::Relaxed);
+        let stopped = driven?;
+        finished?;
         let summary = chain.summary().clone();
         self.report.plan_complete = chain.ended();
         self.report.planned = summary.pictures;
@@ -312,8 +347,9 @@ impl<'a> Dispatcher<'a> {
             return Ok(if self.share.failed > 0 { Exit::SomeFailed } else { Exit::Done });
         }
         // Whoever is killed after the marker is not run again to tidy up.
-        self.annotations.iter().for_each(LocalStore::remove_temporaries);
+        self.annotations.iter().for_each(Annotations::remove_temporaries);
         failpoint::hit("before_success").map_err(JobError::Internal)?;
+        check_hold(&session)?;
         self.manifest().put_success(&success(&session.job, &summary, &self.done)?)?;
         failpoint::hit("after_success").map_err(JobError::Internal)?;
         self.finished = true;
@@ -365,6 +401,14 @@ impl<'a> Dispatcher<'a> {
                     }
                     Ok(event) => {
                         if let Some(exit) = self.hear(event, planned)? {
+                            return Ok(Some(exit));
+                        }
+                    }
+                },
+                recv(self.told) -> told => match told {
+                    Err(_) => return Err(JobError::Internal("the committer ended early".into())),
+                    Ok(told) => {
+                        if let Some(exit) = self.committed(told)? {
                             return Ok(Some(exit));
                         }
                     }
@@ -448,6 +492,7 @@ impl<'a> Dispatcher<'a> {
             idle: self.idle.queue().as_secs_f64(),
             memory: self.idle.budget().as_secs_f64(),
         };
+        report.store = self.session.s3().map(|s3| s3.traffic());
         report.peak_memory = peak();
         report.judge();
         report
@@ -457,6 +502,8 @@ impl<'a> Dispatcher<'a> {
     fn shut_down(mut self) {
         self.stop_listing.store(true, Ordering::Relaxed);
         self.orders = None;
+        self.stop_committing.store(true, Ordering::Relaxed);
+        self.commits = None;
         self.budget.close();
         drop(self.events);
         if let Some(store) = &self.annotations {

@@ -1,14 +1,24 @@
 //! When a run stops before it is through: thresholds, signals, time.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::committer::check_hold;
 use super::{Dispatcher, Open};
 use crate::job::exit::{Exit, JobError};
 use crate::job::spec::MaxFailures;
 
 /// If the first so many pictures all fail, something is wrong with all of them.
 const FAIL_FAST: u64 = 20;
+
+/// How often a run that commits nothing asks whether the output is still its own.
+const CHECK_HOLD: Duration = Duration::from_secs(5);
+
+/// How long a run that ends waits for what is being committed …
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// … and at least, where the grace is over.
+const LEAST_PATIENCE: Duration = Duration::from_secs(3);
 
 impl Dispatcher<'_> {
     /// Failed pictures, committed or not yet.
@@ -69,7 +79,8 @@ impl Dispatcher<'_> {
         self.open.retain(|_, open| {
             // Work goes in order, so an open mini-batch waits for those before it.
             ahead += open.missing;
-            let keep = ahead as f64 / rate <= grace.as_secs_f64();
+            // What is being committed cannot be taken back.
+            let keep = open.committing || ahead as f64 / rate <= grace.as_secs_f64();
             if !keep {
                 ahead -= open.missing;
                 open.cancelled.store(true, Ordering::Relaxed);
@@ -88,6 +99,18 @@ impl Dispatcher<'_> {
         ));
     }
 
+    /// Waits for what is being committed, whatever has ended the run: each of these mini-batches is
+    /// complete. Not for ever, though: what is left undone, the next run does.
+    pub(super) fn finish_commits(&mut self) -> Result<(), JobError> {
+        let now = Instant::now();
+        let until = self.stopping.map_or(now + PATIENCE, |grace| grace.max(now + LEAST_PATIENCE));
+        while self.committing > 0 {
+            let Ok(told) = self.told.recv_deadline(until) else { break };
+            self.committed(told)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn watch_the_clock(&mut self) -> Result<Option<Exit>, JobError> {
         if self.stopping.is_none()
             && let Some(limit) = self.session.spec.max_runtime
@@ -96,8 +119,18 @@ impl Dispatcher<'_> {
             let limit = humantime::format_duration(limit);
             self.interrupt(&format!("--max-runtime {limit} is over"), "a signal");
         }
+        if self.hold_checked.elapsed() >= CHECK_HOLD {
+            self.hold_checked = Instant::now();
+            match check_hold(&self.session) {
+                // Whether anything can be committed is asked when there is something to commit.
+                Err(error) if error.passes() => {}
+                other => other?,
+            }
+        }
         let limit = self.session.spec.batch_timeout;
-        let late = |open: &Open| open.begun.is_some_and(|begun| begun.elapsed() > limit);
+        let late = |open: &Open| {
+            !open.committing && open.begun.is_some_and(|begun| begun.elapsed() > limit)
+        };
         let late: Vec<u64> = self.open.iter().filter(|(_, o)| late(o)).map(|(id, _)| *id).collect();
         for id in late {
             let limit = humantime::format_duration(limit);

@@ -1,10 +1,8 @@
 //! Writing into a folder: [`LocalStore`].
 
 use std::collections::HashSet;
-use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write as _};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use nix::errno::Errno;
 
 use super::disk::{Disk, SystemDisk};
-use crate::store::{Key, PutNew, Store, StoreError};
+use crate::store::{PutNew, Store, StoreError};
 
 /// A folder as a [`Store`].
 #[derive(Debug)]
@@ -242,58 +240,10 @@ fn links_refused(error: &io::Error) -> bool {
     )
 }
 
-/// Where the annotated copy of a picture goes: `<key>.annotated.jpg`.
-///
-/// A segment that is empty, `.` or `..` would leave the folder or name another file, so it is
-/// percent-encoded; a segment that starts with `%` has that encoded too, so that no two keys meet.
-#[must_use]
-pub fn annotated_name(key: &Key) -> PathBuf {
-    let mut name: Vec<u8> = Vec::with_capacity(key.as_bytes().len() + 16);
-    for (index, segment) in key.as_bytes().split(|&b| b == b'/').enumerate() {
-        if index > 0 {
-            name.push(b'/');
-        }
-        match segment {
-            b"" => name.extend(b"%"),
-            b"." => name.extend(b"%2E"),
-            b".." => name.extend(b"%2E%2E"),
-            [b'%', rest @ ..] => {
-                name.extend(b"%25");
-                name.extend(rest);
-            }
-            other => name.extend(other),
-        }
-    }
-    name.extend(b".annotated.jpg");
-    debug_assert!(!Path::new(std::ffi::OsStr::from_bytes(&name)).is_absolute());
-    PathBuf::from(OsString::from_vec(name))
-}
-
 #[cfg(test)]
 mod tests {
+
     use super::*;
-    use std::path::Component;
-
-    fn name(key: &str) -> String {
-        annotated_name(&Key::from(key)).to_str().unwrap().to_owned()
-    }
-
-    #[test]
-    fn annotated_names_stay_inside_and_apart() {
-        assert_eq!(name("a/b.jpg"), "a/b.jpg.annotated.jpg");
-        assert_eq!(name("../../x.jpg"), "%2E%2E/%2E%2E/x.jpg.annotated.jpg");
-        assert_eq!(name("/etc/x"), "%/etc/x.annotated.jpg");
-        assert_eq!(name("a//b"), "a/%/b.annotated.jpg");
-        let keys = ["..", "%2E%2E", "%252E%2E", ".", "%2E", "", "%", "%25", "a//b", "a/%/b"];
-        let mut names: Vec<String> = keys.iter().map(|k| name(k)).collect();
-        for name in &names {
-            let inside = |c: Component<'_>| matches!(c, Component::Normal(_));
-            assert!(Path::new(name).components().all(inside), "{name}");
-        }
-        names.sort();
-        names.dedup();
-        assert_eq!(names.len(), keys.len());
-    }
 
     /// A disk that knows no hard links, as FAT and some network mounts.
     #[derive(Debug)]
@@ -330,7 +280,7 @@ mod tests {
         fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
             self.0.read(path)
         }
-        fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        fn list(&self, path: &Path) -> io::Result<Vec<std::ffi::OsString>> {
             self.0.list(path)
         }
     }

@@ -7,7 +7,7 @@ mod source;
 mod walk;
 
 pub use disk::{Disk, DiskFile, SystemDisk};
-pub use files::{LocalStore, annotated_name};
+pub use files::LocalStore;
 pub use lock::{Lock, LockError, MOST_SHARDS};
 pub(crate) use source::settled;
 pub use source::{IdentityKind, LocalSource, SourceOptions};

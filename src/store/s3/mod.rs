@@ -6,6 +6,7 @@
 
 mod calls;
 mod client;
+mod download;
 mod fault;
 mod gate;
 mod lease;

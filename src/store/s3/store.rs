@@ -6,7 +6,7 @@ use super::calls::{If, Put};
 use super::client::S3;
 use super::fault::{Fault, Kind};
 use super::listing::Want;
-use crate::store::{Location, Owner, PutNew, Reads, Store, StoreError};
+use crate::store::{Location, Owner, PutNew, Reads, Store, StoreError, Writing};
 
 /// Objects that are read or deleted at once.
 const AT_ONCE: usize = 32;
@@ -69,6 +69,25 @@ impl Store for S3Store {
         let (s3, to, copy) = (self.s3.clone(), at.clone(), bytes.to_vec());
         let put = self.s3.wait(async move { s3.put(&to, &copy, &If::Any, None).await });
         put.map(drop).map_err(|fault| fault.error("write", &at).writing(bytes.len()))
+    }
+
+    fn begin_replace(
+        &self,
+        name: &Path,
+        bytes: Vec<u8>,
+        keep: Box<dyn Send>,
+    ) -> Result<Writing, StoreError> {
+        let (at, len) = (self.at(name), bytes.len());
+        let (s3, to) = (self.s3.clone(), at.clone());
+        let put = self.s3.start(async move {
+            let put = s3.put(&to, &bytes, &If::Any, None).await;
+            drop(keep);
+            put
+        });
+        Ok(Writing::under_way(move || {
+            let ended = put.recv().expect("the thread of S3 has ended. This is a bug.");
+            ended.map(drop).map_err(|fault| fault.error("write", &at).writing(len))
+        }))
     }
 
     fn read(&self, name: &Path) -> Result<Option<Vec<u8>>, StoreError> {

@@ -142,9 +142,8 @@ impl Inner {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let key = path.trim_start_matches("/bucket").trim_start_matches('/').to_owned();
         let mut objects = self.objects.lock().unwrap();
-        let tag_of = |(bytes, version): &(Vec<u8>, usize)| {
-            format!("\"{}{version}\"", &sha256(bytes)[..8])
-        };
+        let tag_of =
+            |(bytes, version): &(Vec<u8>, usize)| format!("\"{}{version}\"", &sha256(bytes)[..8]);
         match verb {
             "GET" if query.contains("list-type=2") => {
                 let prefix = query.split('&').find_map(|pair| pair.strip_prefix("prefix="));
