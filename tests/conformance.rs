@@ -232,11 +232,11 @@ fn of_many_writers_one_wins((a, b): Two, traits: Traits) {
         writers.into_iter().map(|writer| writer.join().unwrap()).collect()
     });
     for round in 0..traits.races {
-        let ended = (0..WRITERS).map(|writer| (writer, results[usize::from(writer)][round]));
+        let ended: Vec<(bool, u8)> = results.iter().map(|rounds| rounds[round]).collect();
         let winners: Vec<u8> =
-            ended.clone().filter(|(_, (won, _))| *won).map(|(writer, _)| writer).collect();
+            (0..WRITERS).filter(|writer| ended[usize::from(*writer)].0).collect();
         assert_eq!(winners.len(), 1, "round {round}: {winners:?}");
-        assert!(ended.into_iter().all(|(_, (_, seen))| seen == winners[0]), "round {round}");
+        assert!(ended.iter().all(|(_, seen)| *seen == winners[0]), "round {round}");
     }
 }
 

@@ -77,7 +77,7 @@ fn a_malformed_manifest_writes_nothing() {
     let at = |name: &str| root.path().join(name);
     for (text, expected) in [
         (r#"[{"prefix":"photos/"}, "0/00000.jpg", 7]"#, "element 3: invalid type: integer `7`"),
-        (r#"[{"prefix":"s3://bucket/photos/"}, "a.jpg"]"#, "is on S3"),
+        (r#"[{"prefix":"s3://"}, "a.jpg"]"#, "names no bucket"),
         (r#"{"source-ref":"s3://b/a.jpg"}"#, "AugmentedManifestFile"),
     ] {
         fs::write(at("m.json"), text).unwrap();

@@ -253,7 +253,7 @@ mod tests {
             (r#"[{"prefix":"photos/"}, "b.jpg", "a/c.jpg"]"#, "photos/", &["b.jpg", "a/c.jpg"]),
             (r#"[{"prefix":"photos/2026-"}, "01.jpg"]"#, "photos/", &["2026-01.jpg"]),
             (r#"[{"prefix":"photos"}, "/a.jpg"]"#, "", &["photos/a.jpg"]),
-            (r#"[{"prefix":"./"}, "./a.jpg", "é.jpg"]"#, "", &["a.jpg", "é.jpg"]),
+            (r#"[{"prefix":"./"}, "./a.jpg", "é.jpg"]"#, "./", &["a.jpg", "é.jpg"]),
             (r#"[{"prefix":"photos/a.jpg"}, ""]"#, "photos/", &["a.jpg"]),
             ("\u{feff} \n[{\"prefix\":\"photos/\"}]", "photos/", &[]),
             (r#"[{"prefix":"s3://b/a/c-"}, "/x", "./y"]"#, "s3://b/a/", &["c-/x", "c-./y"]),

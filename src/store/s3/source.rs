@@ -337,7 +337,7 @@ impl Source for S3Source {
         };
         if let Some(prefix) = listed {
             let mut pages = self.s3.list(prefix, Want { most: Some(1), ..Want::default() });
-            if !pages.next().is_some_and(|page| page.is_ok()) {
+            if pages.next().is_none_or(|page| page.is_err()) {
                 return false;
             }
         }
