@@ -57,14 +57,18 @@ impl Hold {
     }
 
     /// Ends a shard's hold: whether nobody is left here, and nobody gets in before
-    /// [`Hold::open_door`]. A whole run goes on holding what it holds.
+    /// [`Hold::open_door`]. A whole run goes on holding a lock, until it is dropped; a lease is given
+    /// back, because a process that ends need not drop anything.
     ///
     /// # Errors
     /// When that cannot be said.
     pub fn leave(&self) -> Result<bool, LockError> {
         match self {
             Hold::Lock(lock) => lock.leave(),
-            Hold::Lease(lease) => Ok(lease.is_whole()),
+            Hold::Lease(lease) => {
+                lease.give_back();
+                Ok(lease.is_whole())
+            }
         }
     }
 

@@ -294,7 +294,7 @@ impl Fault {
     fn hint(&self, operation: &'static str) -> String {
         let right = match operation {
             "list" => "s3:ListBucket on the bucket",
-            "read" | "look at" => "s3:GetObject on it",
+            "read" | "look at" => "s3:GetObject on it, and s3:ListBucket on the bucket",
             "delete" => "s3:DeleteObject on it",
             _ => "s3:PutObject on it",
         };

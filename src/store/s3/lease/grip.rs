@@ -158,9 +158,12 @@ impl Grip {
     }
 }
 
-impl Drop for Grip {
-    fn drop(&mut self) {
-        self.0.ended.store(true, Ordering::Relaxed);
+impl Grip {
+    /// Gives it back, if that has not been done yet.
+    pub(super) fn give_back(&self) {
+        if self.0.ended.swap(true, Ordering::Relaxed) {
+            return;
+        }
         self.0.stop.notify_one();
         let shared = Arc::clone(&self.0);
         let gone = self.0.s3.start(async move {
@@ -168,6 +171,12 @@ impl Drop for Grip {
             let _ = tokio::time::timeout(FAREWELL, shared.release()).await;
         });
         let _ = gone.recv_timeout(FAREWELL + Duration::from_secs(1));
+    }
+}
+
+impl Drop for Grip {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 

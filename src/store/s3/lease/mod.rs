@@ -146,6 +146,11 @@ impl Lease {
     pub fn check(&self) -> Result<(), LockError> {
         self.grip.check()
     }
+
+    /// Gives it back now, and waits for that for some seconds at most. Dropping it does the same.
+    pub fn give_back(&self) {
+        self.grip.give_back();
+    }
 }
 
 /// Somebody who wants a lease.
