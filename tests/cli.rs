@@ -99,7 +99,21 @@ fn mistakes_are_exit_2_and_named() {
     run().args(["--memory-budget", "1MiB"]).exits(2).says("one worker needs");
     run().args(["--new", "--no-lock"]).exits(2).says("--new needs the lock");
     Haul::run(root.path().join("nowhere"), &out).exits(2).says("nowhere");
-    Haul::run("s3://bucket/prefix/", &out).exits(2).says("no S3 yet");
+    Haul::run("gs://bucket/prefix/", &out).exits(2).says("files, folders and s3:// only");
+    Haul::run("s3://", &out).exits(2).says("names no bucket");
+    // Nobody knows us, and nothing is asked of the network.
+    let nobody = Haul::run("s3://bucket/prefix/", &out).without_env(&[
+        "AWS_ACCESS_KEY_ID",
+        "AWS_PROFILE",
+        "AWS_REGION",
+        "AWS_ENDPOINT_URL_S3",
+    ]);
+    let nobody = nobody
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("HOME", &root.path().display().to_string());
+    nobody.exits(2).says("cannot list `s3://bucket/prefix/`: credentials");
+    let url = ["--endpoint-url", "https://me:secret@host"];
+    run().args(url).exits(2).says("has credentials in it");
     Haul::run(photos.path(), photos.path()).exits(2).says("the same folder");
     Haul::run(testdata("pictures/sea.jpg"), &out)
         .args(["--model", "/nowhere.pt"])

@@ -271,9 +271,8 @@ fn gates_are_for_whoever_finds_the_job_complete() {
 fn a_gate_on_errors_leaves_judging_to_the_last_shard() {
     let job = job();
     let out = job.root.path().join("out");
-    let gate = |share: &str, gate: &str| {
-        shard(job.photos.path(), &out, share).args(["--gate", gate])
-    };
+    let gate =
+        |share: &str, gate: &str| shard(job.photos.path(), &out, share).args(["--gate", gate]);
     // Both shares have a picture that is none.
     fs::write(job.photos.path().join("2/00002.jpg"), b"nor this").unwrap();
     gate("1/2", "pictures > 0").exits(3);

@@ -353,9 +353,15 @@ impl Settings {
         };
         if let Some(url) = self.endpoint_url.as_deref() {
             let host = url.strip_prefix("http://").or(url.strip_prefix("https://"));
-            if host.is_none_or(|host| host.is_empty() || host.contains('@')) {
-                let what = "a server, such as https://s3.example.org:9000 (without credentials)";
-                return wrong("endpoint-url", url, what);
+            if url.contains('@') {
+                // Not to be shown, nor kept.
+                return Err(JobError::Usage(
+                    "--endpoint-url has credentials in it; they come from where AWS's tools look"
+                        .to_owned(),
+                ));
+            }
+            if host.is_none_or(str::is_empty) {
+                return wrong("endpoint-url", url, "a server: https://s3.example.org:9000");
             }
         }
         let checksums = match self.s3_checksums.as_deref() {

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use aws_config::default_provider::region::DefaultRegionChain;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
@@ -177,14 +176,14 @@ async fn configure(options: &S3Options, skew: &Arc<AtomicI64>) -> aws_sdk_s3::Co
                 .region()
                 .await
         }
-        None => DefaultRegionChain::builder().build().region().await,
+        // The loader asks whom it knows, with the connection that it is given.
+        None => None,
     };
     let http = aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
         .build_https();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
-        .region(region.or(Some(Region::from_static("us-east-1"))))
         .time_source(SharedTimeSource::new(Clock(skew.clone())))
         .retry_config(RetryConfig::disabled())
         .timeout_config(
@@ -193,6 +192,9 @@ async fn configure(options: &S3Options, skew: &Arc<AtomicI64>) -> aws_sdk_s3::Co
                 .read_timeout(Duration::from_secs(30))
                 .build(),
         );
+    if let Some(region) = region {
+        loader = loader.region(region);
+    }
     if let Ok(name) = AppName::new(concat!("haul-", env!("CARGO_PKG_VERSION"))) {
         loader = loader.app_name(name);
     }
@@ -203,7 +205,9 @@ async fn configure(options: &S3Options, skew: &Arc<AtomicI64>) -> aws_sdk_s3::Co
         loader = loader.no_credentials();
     }
     let config: SdkConfig = loader.load().await;
+    let region = config.region().cloned().unwrap_or(Region::from_static("us-east-1"));
     let mut builder = aws_sdk_s3::config::Builder::from(&config)
+        .region(region)
         .force_path_style(options.path_style.unwrap_or(elsewhere));
     if let Some(checksums) = options.checksums {
         let (request, response) = match checksums {
