@@ -277,11 +277,15 @@ impl Feeder {
         let others = objects[index + 1..].iter().chain(&objects[..index]);
         let mut others =
             others.filter(|object| picture_fault(object, u64::MAX, u64::MAX).is_none());
+        // In a bucket each question may take its time, and a few answers are enough.
+        let most = if self.source.ahead() > 1 { 4 } else { usize::MAX };
         match others.next() {
             // The only picture there is: the root alone can vouch.
             None => self.witness.is_none() && self.source.vouches(None),
             Some(first) => std::iter::once(first)
                 .chain(others)
+                .take(most)
+                .take_while(|_| !order.cancelled.load(Ordering::Relaxed))
                 .any(|object| self.source.vouches(Some(&object.key))),
         }
     }

@@ -11,7 +11,9 @@ use super::exit::JobError;
 use super::manifest::{Ancestor, Job, Manifest};
 use super::plan::{Segment, segment_name};
 use super::session::open_output;
-use crate::store::{Key, Listed, Listing, Object, Place, S3Options, Skip, Store, StoreError};
+use crate::store::{
+    Key, Listed, Listing, Object, Place, S3, S3Options, S3Store, Skip, Store, StoreError,
+};
 
 /// The plans of earlier outputs, oldest first.
 #[derive(Debug)]
@@ -115,7 +117,7 @@ fn folders(of: &Place, s3: &S3Options) -> Result<Vec<Place>, JobError> {
     let path = match of {
         Place::Local(path) => path,
         Place::S3(location) => {
-            let names = open_output(of, s3).list(Path::new(""))?;
+            let names = S3Store::new(&S3::with(s3), location).folders()?;
             let at = |name: &String| Place::S3(location.folder().join(name).folder());
             return Ok(names.iter().map(at).collect());
         }

@@ -149,6 +149,8 @@ pub(super) struct Strikes {
     file: Arc<File>,
     counts: BTreeMap<Key, u64>,
     unknown: u64,
+    /// Why there is no file, where the job can do without.
+    none: Option<String>,
 }
 
 impl Strikes {
@@ -156,9 +158,20 @@ impl Strikes {
     /// other shards may be at work too.
     ///
     /// # Errors
-    /// When the file can be neither read nor made.
+    /// When the file can be neither read nor made. A job in a bucket goes on without: its machine
+    /// may have no place to write to.
     pub(super) fn open(output: &Place, job: &str, shared: bool) -> Result<Strikes, StoreError> {
-        Strikes::open_at(places(output, job), output.local().is_none(), shared)
+        let opened = Strikes::open_at(places(output, job), output.local().is_none(), shared);
+        match opened {
+            Err(error) if output.local().is_none() => {
+                let path = PathBuf::from("/dev/null");
+                let fault = |error| StoreError::new("open the strike file", &path, error);
+                let file = OpenOptions::new().append(true).open(&path).map_err(fault)?;
+                let (counts, none) = (BTreeMap::new(), Some(error.to_string()));
+                Ok(Strikes { file: Arc::new(file), path, counts, unknown: 0, none })
+            }
+            opened => opened,
+        }
     }
 
     /// Opens them in the first place that can be had; `state`: folders for states, which are made.
@@ -188,7 +201,7 @@ impl Strikes {
             }
         }
         let (counts, unknown) = count(&text[..whole]);
-        Ok(Strikes { file: Arc::new(file), path, counts, unknown })
+        Ok(Strikes { file: Arc::new(file), path, counts, unknown, none: None })
     }
 
     /// Whether a picture is left out.
@@ -217,6 +230,9 @@ impl Strikes {
                 }
             })
             .collect();
+        if let Some(why) = &self.none {
+            remarks.push(format!("{why}; a picture that haul dies of will not be left out"));
+        }
         if self.unknown > 0 {
             remarks.push(format!(
                 "`{}`: {} lines are no strikes of haul, and are passed over",
@@ -230,7 +246,7 @@ impl Strikes {
     /// Takes away a file in which nothing is, at the end of a run that nobody else works beside: a
     /// thread that dies may write into it until then.
     pub(super) fn tidy(&self) {
-        if self.file.metadata().is_ok_and(|meta| meta.len() == 0) {
+        if self.none.is_none() && self.file.metadata().is_ok_and(|meta| meta.len() == 0) {
             // An empty one means the same as none.
             let _ = std::fs::remove_file(&self.path);
         }

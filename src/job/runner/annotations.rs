@@ -46,8 +46,8 @@ impl Annotations {
     pub(super) fn name(&self, key: &Key) -> PathBuf {
         let name = annotated_name(key);
         match self {
-            // As long as no other name may be: what would be too long gets another one.
-            Annotations::Bucket(store) if store.is_too_long(&name) => {
+            // Names in buckets are text, and not of any length: what cannot be one gets another.
+            Annotations::Bucket(store) if name.to_str().is_none() || store.is_too_long(&name) => {
                 PathBuf::from(format!("{}.annotated.jpg", sha256(key.as_bytes())))
             }
             _ => name,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::committer::{Committed, Complete, Told, check_hold};
 use super::{Dispatcher, Open};
@@ -20,6 +20,9 @@ use crate::job::tally::Tally;
 
 /// A mini-batch is tried so often in one run.
 const TRIES: u64 = 3;
+
+/// So long nobody looks again for a segment of the plan that is not there.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// So many faults in a row, without a commit between them, mean that the store or the engine is ill.
 const FAULTS_IN_A_ROW: u64 = 5;
@@ -99,6 +102,17 @@ impl Dispatcher<'_> {
         self.stopping.is_none() && open < self.open_pictures
     }
 
+    /// Whether there may be a segment that was not there a moment ago. In a bucket it takes a request
+    /// to find out, so that is asked when the lister says so, and now and then.
+    fn segment_is_due(&mut self) -> bool {
+        match self.looked_for_segment {
+            Some(then) if then.elapsed() < LOOK_AGAIN => return false,
+            Some(_) => self.looked_for_segment = None,
+            None => {}
+        }
+        true
+    }
+
     /// The next mini-batch that needs work; adopts on the way what a crash left without a record.
     pub(super) fn next_batch(
         &mut self,
@@ -110,13 +124,17 @@ impl Dispatcher<'_> {
                 (batch, false)
             } else if let Some(batch) = segment.pop_front() {
                 (Arc::new(batch), true)
-            } else if let Some(next) = chain.next_segment()? {
+            } else if self.segment_is_due()
+                && let Some(next) = chain.next_segment()?
+            {
+                self.looked_for_segment = None;
                 segment.extend(next.batches);
                 continue;
             } else if chain.ended() {
                 // Second tries come last: what ails the store may have passed by then.
                 return Ok(self.again.pop_front());
             } else {
+                self.looked_for_segment.get_or_insert_with(Instant::now);
                 return Ok(None);
             };
             if !self.session.has(batch.id)
@@ -164,7 +182,7 @@ impl Dispatcher<'_> {
     /// Takes in an event; an exit code means that a threshold was passed or the store is ill.
     pub(super) fn hear(&mut self, event: Event, planned: bool) -> Result<Option<Exit>, JobError> {
         match event {
-            Event::Segment | Event::Planned(_) => {}
+            Event::Segment | Event::Planned(_) => self.looked_for_segment = None,
             Event::Begun { batch, try_number } => {
                 if let Some(open) = self.open.get_mut(&batch).filter(|o| o.try_number == try_number)
                 {

@@ -145,6 +145,8 @@ struct Dispatcher<'a> {
     open: BTreeMap<u64, Open>,
     /// Mini-batches to be worked on before the plan is read on: failed ones of earlier runs.
     first: VecDeque<Arc<Batch>>,
+    /// When the next segment of the plan was found not to be there yet.
+    looked_for_segment: Option<Instant>,
     again: VecDeque<(Arc<Batch>, u64)>,
     taken_first: BTreeSet<u64>,
     orphans: BTreeSet<u64>,
@@ -272,6 +274,7 @@ impl<'a> Dispatcher<'a> {
             open_pictures,
             open: BTreeMap::new(),
             first: VecDeque::new(),
+            looked_for_segment: None,
             again: VecDeque::new(),
             taken_first: BTreeSet::new(),
             orphans: BTreeSet::new(),
@@ -392,6 +395,7 @@ impl<'a> Dispatcher<'a> {
                     Ok(Event::Planned(result)) => {
                         result?;
                         planned = true;
+                        self.looked_for_segment = None;
                         if let Some(reason) = self.threshold(planned) {
                             self.terminal.insist(&reason);
                             return Ok(Some(self.stop_early(Exit::Threshold)));

@@ -353,7 +353,7 @@ impl Tries<'_> {
         let inner = &self.s3.0;
         self.made += 1;
         (fault.tries, fault.time) = (self.made, self.start.elapsed());
-        if !matches!(fault.kind, Kind::Unreachable | Kind::Credentials) {
+        if !matches!(fault.kind, Kind::Unreachable | Kind::Credentials | Kind::Unsigned) {
             inner.met.store(true, Ordering::Relaxed);
         }
         if fault.kind == Kind::Throttled {

@@ -27,6 +27,8 @@ pub(super) enum Kind {
     Denied,
     /// The server does not know who we are, or we do not.
     Credentials,
+    /// Whoever has our credentials did not give them just now.
+    Unsigned,
     /// The credentials were good once.
     Expired,
     /// Our clock and the server's disagree.
@@ -60,6 +62,7 @@ impl Kind {
         matches!(
             self,
             Conflict
+                | Unsigned
                 | Expired
                 | Skewed
                 | Throttled
@@ -87,6 +90,7 @@ impl Kind {
             Conflict => "conflict",
             Denied => "denied",
             Credentials => "credentials",
+            Unsigned => "no credentials just now",
             Expired => "expired credentials",
             Skewed => "clock skew",
             Archived => "archived",
@@ -236,7 +240,17 @@ impl Fault {
         let text = causes.join(": ");
         let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
         let kind = if has(&["credentials", "no auth scheme", "identity"]) {
-            Kind::Credentials
+            // Nobody is there to ask, or whoever was asked did not answer this time.
+            match has(&[
+                "no providers in chain",
+                "not enabled",
+                "not properly configured",
+                "no auth scheme",
+                "no identity resolver",
+            ]) {
+                true => Kind::Credentials,
+                false => Kind::Unsigned,
+            }
         } else if io == Some(io::ErrorKind::ConnectionRefused)
             || has(&[
                 "dns error",
@@ -304,6 +318,9 @@ impl Fault {
                 "is the access key right? haul looks where AWS's tools look: variables, profile, \
                  container, instance"
                     .to_owned()
+            }
+            Kind::Unsigned => {
+                "does whoever gives them answer: metadata service, SSO, process?".to_owned()
             }
             Kind::Expired => "get new ones, then run the same command again".to_owned(),
             Kind::NoBucket => "is its name right, and the endpoint?".to_owned(),

@@ -25,6 +25,23 @@ impl S3Store {
         S3Store { s3: s3.clone(), prefix: prefix.folder() }
     }
 
+    /// The prefixes directly below this one, each as a name without the `/` at its end.
+    ///
+    /// # Errors
+    /// When it cannot be listed.
+    pub fn folders(&self) -> Result<Vec<String>, StoreError> {
+        let mut names = Vec::new();
+        for page in self.s3.list(&self.prefix, Want { folders: true, ..Want::default() }) {
+            let page = page.map_err(|fault| fault.error("list", &self.prefix))?;
+            for prefix in page.prefixes {
+                let name = prefix.get(self.prefix.key.len()..).unwrap_or_default();
+                let name = name.strip_suffix(b"/").unwrap_or(name);
+                names.push(String::from_utf8_lossy(name).into_owned());
+            }
+        }
+        Ok(names)
+    }
+
     /// Whether an object of this name would have a longer key than objects may have.
     #[must_use]
     pub fn is_too_long(&self, name: &Path) -> bool {

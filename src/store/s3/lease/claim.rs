@@ -74,7 +74,15 @@ pub(super) struct Found {
 
 /// Since when each lease has been as it is, on our own clock. It is named by its key.
 #[derive(Debug, Default)]
-pub(super) struct Watches(HashMap<String, (Vec<u8>, Instant)>);
+pub(super) struct Watches(HashMap<String, Watch>);
+
+/// What a lease was found to be, since when, and whether it was something else before.
+#[derive(Debug)]
+struct Watch {
+    bytes: Vec<u8>,
+    since: Instant,
+    changed: bool,
+}
 
 impl Owner {
     /// This process.
@@ -188,6 +196,18 @@ impl Found {
         }
     }
 
+    /// Whether it looks as if its owner, whom we cannot see, renewed it no more. That is said by our
+    /// clock and the server's, which may disagree, so it is a reason to watch it and no proof.
+    pub(super) fn is_silent(&self, me: &Owner, pace: Pace) -> bool {
+        if self.claim.as_ref().is_some_and(|claim| claim.owner.is_near(me)) {
+            return false;
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let most = i64::try_from(pace.renewal().as_secs() * 2).unwrap_or(0).max(1);
+        self.modified.is_none_or(|then| !(-5..=most).contains(&now.saturating_sub(then)))
+    }
+
     /// Who holds it, what is known of them, and what can be done if they are gone.
     pub(super) fn holder(&self, me: &Owner) -> String {
         let Some(claim) = &self.claim else {
@@ -222,14 +242,21 @@ impl Watches {
         answered: Instant,
     ) -> Duration {
         match self.0.get(key) {
-            Some((bytes, since)) if *bytes == found.bytes => {
-                asked.saturating_duration_since(*since)
+            Some(watch) if watch.bytes == found.bytes => {
+                asked.saturating_duration_since(watch.since)
             }
-            _ => {
-                self.0.insert(key.to_owned(), (found.bytes.clone(), answered));
+            before => {
+                let changed = before.is_some();
+                let watch = Watch { bytes: found.bytes.clone(), since: answered, changed };
+                self.0.insert(key.to_owned(), watch);
                 Duration::ZERO
             }
         }
+    }
+
+    /// Whether the lease at `key` has changed while it was watched.
+    pub(super) fn has_changed(&self, key: &str) -> bool {
+        self.0.get(key).is_some_and(|watch| watch.changed)
     }
 }
 

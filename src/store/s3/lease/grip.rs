@@ -141,7 +141,7 @@ impl Grip {
 
     /// Whether it is still ours.
     pub(super) fn check(&self) -> Result<(), LockError> {
-        self.0.lost()?;
+        self.0.still_held()?;
         if self.0.age() < self.0.pace.fresh() {
             return Ok(());
         }
@@ -190,6 +190,15 @@ impl Shared {
         now().saturating_sub(Duration::from_millis(self.renewed.load(Ordering::Relaxed)))
     }
 
+    /// Whether nobody has taken it, and we have not given it back.
+    fn still_held(&self) -> Result<(), LockError> {
+        if self.ended.load(Ordering::Relaxed) {
+            let text = format!("the lease `{}` was given back, since the run is ending", self.at);
+            return Err(LockError::Lost(text));
+        }
+        self.lost()
+    }
+
     fn lost(&self) -> Result<(), LockError> {
         self.lost.get().map_or(Ok(()), |text| Err(LockError::Lost(text.clone())))
     }
@@ -223,7 +232,7 @@ impl Shared {
         let mut turn = self.turn.lock().await;
         // Twice where the first one needed many tries: then it may have come through long ago.
         for _ in 0..2 {
-            self.lost()?;
+            self.still_held()?;
             if self.age() < self.pace.fresh() {
                 return Ok(());
             }

@@ -128,6 +128,7 @@ impl Lease {
             me: Owner::this(),
             pace: Pace(pace),
             watches: Watches::default(),
+            silent: false,
             met: None,
         };
         seeker.acquire(patience)
@@ -162,6 +163,8 @@ struct Seeker {
     me: Owner,
     pace: Pace,
     watches: Watches,
+    /// Somebody is in the way who looks gone, and whom we have not seen renewing a lease.
+    silent: bool,
     /// Since when others that start as well have been in the way.
     met: Option<Instant>,
 }
@@ -206,6 +209,10 @@ impl Seeker {
             self.met = None;
             // Wait without writing anything until there seems to be a reason to try again.
             loop {
+                // Who looks gone is watched for as long as it takes to be sure, whatever the
+                // patience: nobody else would ever take it over.
+                let sure = self.pace.expiry() + 2 * self.pace.poll();
+                let patience = if self.silent { patience.max(sure) } else { patience };
                 let left = patience.saturating_sub(start.elapsed());
                 if left.is_zero() {
                     return Err(LockError::Held(holder));
@@ -220,8 +227,15 @@ impl Seeker {
         }
     }
 
+    /// What is said of a lease that is held; whether its owner looks gone is remembered.
+    fn holder(&mut self, at: &Location, found: &Found) -> String {
+        self.silent |= found.is_silent(&self.me, self.pace) && !self.watches.has_changed(&at.key);
+        found.holder(&self.me)
+    }
+
     /// Takes the own lease, looks around, and stays or gives it back.
     fn attempt(&mut self) -> Result<Attempt, LockError> {
+        self.silent = false;
         let grip = match self.take()? {
             Ok(grip) => grip,
             Err(holder) => return Ok(Attempt::Held(holder)),
@@ -248,11 +262,12 @@ impl Seeker {
 
     /// Who keeps us from trying, if anybody.
     fn is_held(&mut self) -> Result<Option<String>, LockError> {
+        self.silent = false;
         let own = self.own.clone();
         if let Some((found, unchanged)) = self.read(&own)?
             && found.judge(&self.me, unchanged, self.pace) == Verdict::Held
         {
-            return Ok(Some(found.holder(&self.me)));
+            return Ok(Some(self.holder(&own, &found)));
         }
         match self.look_around()? {
             Around::Held(holder) => Ok(Some(holder)),
@@ -321,7 +336,7 @@ impl Seeker {
                     None => return Err(self.unguarded(&own, "gives no entity tags")),
                 },
                 Some((found, unchanged)) => match found.judge(&self.me, unchanged, self.pace) {
-                    Verdict::Held => return Ok(Err(found.holder(&self.me))),
+                    Verdict::Held => return Ok(Err(self.holder(&own, &found))),
                     Verdict::Released | Verdict::Abandoned => {
                         match self.swap(&own, claim.bytes(), &found)? {
                             Swap::Done(tag) => Some(tag),
@@ -369,7 +384,7 @@ impl Seeker {
                 let found = reading.recv().expect("the thread of S3 has ended. This is a bug.");
                 let found = found.map_err(|fault| fault.error("read", at))?;
                 let Some(found) = self.stands(at, found, asked)? else { continue };
-                let who = found.holder(&self.me);
+                let who = self.holder(at, &found);
                 match found.claim {
                     Some(Claim { state: State::Starting, .. }) => {
                         let first = rank(self.shard) < rank(*shard);
