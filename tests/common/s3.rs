@@ -19,6 +19,8 @@ pub(crate) struct Bucket {
     runtime: tokio::runtime::Runtime,
     endpoint: String,
     region: String,
+    key: String,
+    secret: String,
 }
 
 fn said(name: &str) -> Option<String> {
@@ -28,19 +30,14 @@ fn said(name: &str) -> Option<String> {
 /// Runs `body`, which is all of the test of that name, with a new bucket on the server that
 /// `HAUL_TEST_S3_ENDPOINT` names; without one it says so and the test passes.
 pub(crate) fn with_bucket(test: &str, body: impl FnOnce(&Bucket)) {
-    let Some(endpoint) = said("HAUL_TEST_S3_ENDPOINT") else {
-        println!("skipped: HAUL_TEST_S3_ENDPOINT is not set");
-        return;
-    };
-    let need = |name: &str| said(name).unwrap_or_else(|| panic!("{name} is not set"));
-    let (key, secret) = (need("HAUL_TEST_S3_KEY"), need("HAUL_TEST_S3_SECRET"));
-    let region = said("HAUL_TEST_S3_REGION").unwrap_or_else(|| "us-east-1".to_owned());
+    let Some(bucket) = Bucket::new() else { return };
+    let (key, secret) = (&bucket.key, &bucket.secret);
     // haul finds credentials where AWS's tools do, and a process must not change its own variables.
-    if said("AWS_ACCESS_KEY_ID").as_ref() != Some(&key) {
+    if said("AWS_ACCESS_KEY_ID").as_ref() != Some(key) {
         let again = std::process::Command::new(std::env::current_exe().unwrap())
             .args([test, "--exact", "--nocapture"])
-            .env("AWS_ACCESS_KEY_ID", &key)
-            .env("AWS_SECRET_ACCESS_KEY", &secret)
+            .env("AWS_ACCESS_KEY_ID", key)
+            .env("AWS_SECRET_ACCESS_KEY", secret)
             .env_remove("AWS_SESSION_TOKEN")
             .output()
             .unwrap();
@@ -52,31 +49,56 @@ pub(crate) fn with_bucket(test: &str, body: impl FnOnce(&Bucket)) {
         assert!(again.status.success() && text.contains("1 passed"), "{test}: {errors}");
         return;
     }
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-        .build_https();
-    let config = Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .http_client(http)
-        .endpoint_url(&endpoint)
-        .region(Region::new(region.clone()))
-        .force_path_style(true)
-        .credentials_provider(Credentials::new(key, secret, None, None, "test"))
-        .build();
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let bucket = Bucket {
-        name: format!("haul-test-{}-{number}", std::process::id()),
-        client: Client::from_conf(config),
-        runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
-        endpoint,
-        region,
-    };
-    bucket.wait(bucket.client.create_bucket().bucket(&bucket.name).send()).unwrap();
     body(&bucket);
 }
 
 impl Bucket {
+    /// A new bucket on the server that `HAUL_TEST_S3_ENDPOINT` names; without one it says so.
+    pub(crate) fn new() -> Option<Bucket> {
+        let Some(endpoint) = said("HAUL_TEST_S3_ENDPOINT") else {
+            println!("skipped: HAUL_TEST_S3_ENDPOINT is not set");
+            return None;
+        };
+        let need = |name: &str| said(name).unwrap_or_else(|| panic!("{name} is not set"));
+        let (key, secret) = (need("HAUL_TEST_S3_KEY"), need("HAUL_TEST_S3_SECRET"));
+        let region = said("HAUL_TEST_S3_REGION").unwrap_or_else(|| "us-east-1".to_owned());
+        let http = aws_smithy_http_client::Builder::new()
+            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+            .build_https();
+        let config = Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .http_client(http)
+            .endpoint_url(&endpoint)
+            .region(Region::new(region.clone()))
+            .force_path_style(true)
+            .credentials_provider(Credentials::new(&key, &secret, None, None, "test"))
+            .build();
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let bucket = Bucket {
+            name: format!("haul-test-{}-{number}", std::process::id()),
+            client: Client::from_conf(config),
+            runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
+            endpoint,
+            region,
+            key,
+            secret,
+        };
+        bucket.wait(bucket.client.create_bucket().bucket(&bucket.name).send()).unwrap();
+        Some(bucket)
+    }
+
+    /// What tells another process of this server.
+    pub(crate) fn variables(&self) -> [(&'static str, &str); 5] {
+        [
+            ("AWS_ENDPOINT_URL_S3", &self.endpoint),
+            ("AWS_REGION", &self.region),
+            ("AWS_ACCESS_KEY_ID", &self.key),
+            ("AWS_SECRET_ACCESS_KEY", &self.secret),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+        ]
+    }
+
     fn wait<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
     }
@@ -105,6 +127,46 @@ impl Bucket {
         let body = ByteStream::from(bytes.to_vec());
         let put = self.client.put_object().bucket(&self.name).key(key).body(body);
         self.wait(put.send()).unwrap();
+    }
+
+    /// Puts an object that says to which job it belongs.
+    pub(crate) fn put_of(&self, key: &str, bytes: &[u8], job: &str) {
+        let body = ByteStream::from(bytes.to_vec());
+        let put = self.client.put_object().bucket(&self.name).key(key).body(body);
+        self.wait(put.metadata("haul-job", job).send()).unwrap();
+    }
+
+    /// What an object holds, if it is there.
+    pub(crate) fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.wait(async {
+            match self.client.get_object().bucket(&self.name).key(key).send().await {
+                Ok(object) => Some(object.body.collect().await.unwrap().to_vec()),
+                Err(error) if error.as_service_error().is_some_and(|e| e.is_no_such_key()) => None,
+                Err(error) => panic!("{key}: {error:?}"),
+            }
+        })
+    }
+
+    /// All keys that begin with a prefix.
+    pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
+        self.wait(async {
+            let mut keys = Vec::new();
+            let mut token = None;
+            loop {
+                // Not every key can be said in XML.
+                let list = self.client.list_objects_v2().encoding_type(EncodingType::Url);
+                let list = list.bucket(&self.name).prefix(prefix).set_continuation_token(token);
+                let page = list.send().await.unwrap();
+                keys.extend(page.contents().iter().filter_map(|one| one.key()).map(|key| {
+                    let key = key.replace('+', " ");
+                    percent_decode_str(&key).decode_utf8().unwrap().into_owned()
+                }));
+                token = page.next_continuation_token;
+                if token.is_none() {
+                    return keys;
+                }
+            }
+        })
     }
 
     /// Puts many objects, several at a time.
@@ -150,22 +212,7 @@ impl Drop for Bucket {
         if std::thread::panicking() {
             return;
         }
-        self.wait(async {
-            loop {
-                // Not every key can be said in XML.
-                let list = self.client.list_objects_v2().encoding_type(EncodingType::Url);
-                let page = list.bucket(&self.name).send().await.unwrap();
-                let keys: Vec<_> = page.contents().iter().filter_map(|one| one.key()).collect();
-                if keys.is_empty() {
-                    break;
-                }
-                for key in keys.iter().map(|key| key.replace('+', " ")) {
-                    let key = percent_decode_str(&key).decode_utf8().unwrap();
-                    let delete = self.client.delete_object().bucket(&self.name).key(key);
-                    delete.send().await.unwrap();
-                }
-            }
-            self.client.delete_bucket().bucket(&self.name).send().await.unwrap();
-        });
+        self.keys("").iter().for_each(|key| self.delete(key));
+        self.wait(self.client.delete_bucket().bucket(&self.name).send()).unwrap();
     }
 }
