@@ -26,7 +26,6 @@ use super::traffic::{Counts, Traffic};
 #[derive(Clone, Debug)]
 pub struct S3(pub(super) Arc<Inner>);
 
-#[derive(Debug)]
 pub(super) struct Inner {
     pub(super) options: S3Options,
     client: RwLock<Option<Client>>,
@@ -40,6 +39,13 @@ pub(super) struct Inner {
     pub(super) opaque_tags: AtomicBool,
     /// Whether the server was found to want entity tags in conditions without their quotes.
     pub(super) bare_tags: AtomicBool,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Of the client everything would be shown, pages of it.
+        f.debug_struct("S3").field("options", &self.options).finish_non_exhaustive()
+    }
 }
 
 impl S3 {

@@ -5,6 +5,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 
 use crate::store::s3::{S3, S3Options};
 use crate::store::{Location, sha256};
@@ -25,6 +28,8 @@ pub(super) struct Oddities {
     pub(super) denies: AtomicBool,
     /// Hangs up on all without doing anything.
     pub(super) away: AtomicBool,
+    /// Says of all that it was written long ago.
+    pub(super) old: AtomicBool,
     /// Does so many more writes and hangs up instead of answering.
     pub(super) loses: AtomicUsize,
 }
@@ -120,6 +125,10 @@ impl Inner {
         let mut head = format!("HTTP/1.1 {status} x\r\nContent-Length: {}\r\n", body.len());
         if let Some(tag) = tag {
             head.push_str(&format!("ETag: {tag}\r\n"));
+            let ago = if self.odd.old.load(SeqCst) { 100 } else { 0 };
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+            let date = DateTime::from_secs(now as i64 - ago).fmt(DateTimeFormat::HttpDate);
+            head.push_str(&format!("Last-Modified: {}\r\n", date.unwrap()));
         }
         stream.write_all(format!("{head}\r\n").as_bytes()).ok()?;
         stream.write_all(&body).ok()

@@ -211,7 +211,7 @@ impl Seeker {
             loop {
                 // Who looks gone is watched for as long as it takes to be sure, whatever the
                 // patience: nobody else would ever take it over.
-                let sure = self.pace.expiry() + 2 * self.pace.poll();
+                let sure = self.pace.expiry() + 5 * self.pace.poll();
                 let patience = if self.silent { patience.max(sure) } else { patience };
                 let left = patience.saturating_sub(start.elapsed());
                 if left.is_zero() {

@@ -258,6 +258,47 @@ fn a_foreign_lease_is_held_until_it_has_been_the_same_for_long() {
 }
 
 #[test]
+fn who_looks_gone_is_watched_whatever_the_patience() {
+    let fake = Fake::new();
+    fake.odd.old.store(true, SeqCst);
+    for (there, shard) in [(foreign(None), None), (foreign(None), Some((1, 2)))] {
+        fake.set(WHOLE, Some(&there));
+        let start = Instant::now();
+        let lease = lease(&fake, shard, 0).unwrap();
+        let waited = start.elapsed().as_secs_f64();
+        assert!((2.25..6.0).contains(&waited), "{waited}");
+        lease.check().unwrap();
+    }
+    // One that only looks so, because the clocks disagree, is seen to be renewed.
+    fake.set(WHOLE, Some(&foreign(None)));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..4 {
+                sleep(0.5);
+                fake.set(WHOLE, Some(&foreign(None)));
+            }
+        });
+        let start = Instant::now();
+        held(lease(&fake, None, 0));
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    });
+}
+
+#[test]
+fn what_was_given_back_is_not_ours_any_more() {
+    let fake = Fake::new();
+    let lease = whole(&fake);
+    lease.give_back();
+    assert_eq!(claim(&fake, WHOLE).state, State::Released);
+    assert!(lost(&lease).contains("was given back"));
+    sleep(1.5);
+    lease.give_back();
+    drop(lease);
+    assert_eq!(claim(&fake, WHOLE).state, State::Released);
+    whole(&fake).check().unwrap();
+}
+
+#[test]
 fn what_a_dead_process_held_is_had_at_once() {
     let fake = Fake::new();
     let (bytes, child) = neighbour(None, State::Held);
