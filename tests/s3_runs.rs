@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use common::binary::{Haul, Ran, by_image, fill, model, parts, success, testdata};
 use haul::job::Line;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use s3::Bucket;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -60,6 +62,12 @@ impl Rig {
     /// Mini-batches of two pictures, in the arithmetic that the slow kernels have too.
     fn run(&self, input: &Path, out: &Path) -> Haul {
         self.told(Haul::run(input, out)).args(["--max-images", "2", "--precision", "f32"])
+    }
+
+    /// A run at half a second a picture, which is still going when somebody looks.
+    fn slow(&self, out: &str) -> Haul {
+        let run = self.run(&self.at("in/"), &self.at(out)).slowly();
+        run.args(["--imgsz", "160", "--workers", "1"])
     }
 
     /// The same settings.
@@ -124,6 +132,14 @@ impl Rig {
     /// That an output in the bucket is finished and what the one in the folder is.
     #[track_caller]
     fn is_as(&self, out: &str, local: &Path) {
+        self.is_shared(out, local);
+        let state = self.json(&format!("{out}_manifest/lock"))["state"].clone();
+        assert_eq!(state, "released", "of `{out}`");
+    }
+
+    /// The same, where nobody need have had all of it.
+    #[track_caller]
+    fn is_shared(&self, out: &str, local: &Path) {
         assert!(self.parts(&self.at(out)) == parts(local), "the parts in `{out}` differ");
         let (one, two) = (self.json(&format!("{out}_SUCCESS.json")), success(local));
         for field in ["planned", "ok", "failed", "parts", "parts_sha256"] {
@@ -131,8 +147,6 @@ impl Rig {
         }
         let code = if one["failed"] == 0 { 0 } else { 3 };
         self.haul("verify").arg(self.at(out)).exits(code);
-        let state = self.json(&format!("{out}_manifest/lock"))["state"].clone();
-        assert_eq!(state, "released", "of `{out}`");
     }
 
     /// Takes objects of an output away, as a kill would have kept them from being there.
@@ -245,6 +259,11 @@ fn lists_tables_and_manifests_name_objects() {
         rig.is_as("of-here/", &rig.path("of-local"));
         rig.run(&local, &folder).exits(3).says("\nS3: ");
         assert!(parts(&folder) == parts(&rig.path("of-local")));
+        // Another picture of the same size is another picture.
+        let mut bytes = rig.bucket.get("in/0/00003.jpg").unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        rig.bucket.put("in/0/00003.jpg", &bytes);
+        rig.run(&local, &out).exits(2).says("0 new, 1 changed and 0 gone");
     });
 }
 
@@ -346,5 +365,430 @@ fn every_command_works_on_an_output_in_a_bucket() {
         rig.run(&input, &out).exits(2).says(says);
         rig.run(&photos, &local).exits(2).says(says);
         rig.haul("resume").arg(&out).exits(3).says("is finished");
+    });
+}
+
+#[test]
+fn earlier_outputs_in_a_bucket_are_known() {
+    with_server(|rig| {
+        rig.pictures(5);
+        let since = |since: &[&str], out: &str, code: i32| {
+            for on_s3 in [false, true] {
+                let at = |key: &str| if on_s3 { rig.at(key) } else { rig.path(key) };
+                let run = rig.run(&at("in/"), &at(out));
+                since.iter().fold(run, |run, key| run.arg("--since").arg(at(key))).exits(code);
+            }
+            rig.is_as(out, &rig.path(out));
+            rig.json(&format!("{out}_SUCCESS.json"))["planned"].as_u64().unwrap()
+        };
+        assert_eq!(since(&[], "outs/1/", 3), 5);
+        rig.put("in/9/new.jpg", &sea());
+        rig.put("in/0/00000.jpg", &sea());
+        assert_eq!(since(&["outs/1/"], "outs/2/", 0), 2);
+        rig.put("in/9/newer.jpg", &sea());
+        assert_eq!(since(&["outs/"], "outs/3/", 0), 1);
+        assert_eq!(since(&["outs/"], "outs/4/", 0), 0);
+        // Outputs in a folder are as good.
+        let out = rig.path("mixed");
+        rig.run(&rig.at("in/"), &out).arg("--since").arg(rig.at("outs/1/")).exits(0);
+        assert_eq!(success(&out)["planned"], 3);
+        rig.plan(&rig.at("in/"), &rig.at("outs/5/")).exits(0);
+        let run = || rig.run(&rig.at("in/"), &rig.at("x/")).arg("--since");
+        run().arg(rig.at("outs/5/")).exits(2).says("that job is not finished");
+        run().arg(rig.at("none/")).exits(2).says("there is no output of haul");
+    });
+}
+
+#[test]
+fn what_failed_is_tried_again() {
+    with_server(|rig| {
+        rig.pictures(5);
+        let cut = sea()[..9000].to_vec();
+        rig.put("in/cut.jpg", &cut);
+        rig.run(&rig.path("in"), &rig.path("out")).exits(3);
+        rig.run(&rig.at("in/"), &rig.at("out/")).exits(3);
+        let retry = |of: &Path, to: &Path| rig.haul("retry").arg(of).arg("--output").arg(to);
+        retry(&rig.path("out"), &rig.path("same")).exits(3);
+        retry(&rig.at("out/"), &rig.at("same/")).exits(3).says("2 planned, 0 ok, 2 failed");
+        rig.is_as("same/", &rig.path("same"));
+        retry(&rig.at("out/"), &rig.path("there")).exits(3);
+        assert!(parts(&rig.path("there")) == parts(&rig.path("same")));
+        retry(&rig.at("out/"), &rig.at("out")).exits(2).says("itself");
+        // A retry of a retry, once one is repaired and one is gone.
+        rig.put("in/cut.jpg", &sea());
+        rig.remove("in/1/00001.png");
+        retry(&rig.path("same"), &rig.path("again")).exits(3);
+        retry(&rig.at("same/"), &rig.at("again/")).exits(3);
+        rig.is_as("again/", &rig.path("again"));
+        assert_eq!(rig.lines("again/")["1/00001.png"].error.as_ref().unwrap().code, "gone");
+        retry(&rig.at("again/"), &rig.at("again-2/")).args(["--truncated", "accept"]).exits(3);
+    });
+}
+
+#[test]
+fn annotated_pictures_lie_in_a_bucket() {
+    with_server(|rig| {
+        rig.pictures(3);
+        rig.put("in/balloons.jpg", &fs::read(testdata("pictures/balloons.jpg")).unwrap());
+        let run = |input: &Path, out: &Path, seen: &Path| {
+            rig.run(input, out).args(["--imgsz", "160", "--annotate"]).arg(seen).exits(3)
+        };
+        run(&rig.path("in"), &rig.path("out"), &rig.path("seen"));
+        run(&rig.at("in/"), &rig.at("out/"), &rig.at("seen"));
+        rig.is_as("out/", &rig.path("out"));
+        let keys = rig.bucket.keys("seen/");
+        assert_eq!(keys.len(), 3, "{keys:?}");
+        for key in &keys {
+            let bytes = rig.bucket.get(key).unwrap();
+            assert!(bytes.starts_with(b"\xff\xd8") && bytes.ends_with(b"\xff\xd9"), "{key}");
+            assert!(fs::read(rig.path(key)).unwrap() == bytes, "{key}");
+        }
+        run(&rig.at("in/"), &rig.path("to-folder"), &rig.at("other/"));
+        assert_eq!(rig.bucket.keys("other/").len(), 3);
+        let inside =
+            rig.run(&rig.at("in/"), &rig.at("x/")).arg("--annotate").arg(rig.at("in/seen"));
+        inside.exits(2).says("lies in --input");
+    });
+}
+
+#[test]
+fn what_changed_and_what_is_gone_since_the_plan() {
+    with_server(|rig| {
+        rig.pictures(6);
+        let jobs = [(rig.path("in"), rig.path("out")), (rig.at("in/"), rig.at("out/"))];
+        let plan = |out: &str| rig.plan(&rig.at("in/"), &rig.at(out)).exits(0);
+        jobs.iter().for_each(|(input, out)| drop(rig.plan(input, out).exits(0)));
+        plan("blameless/");
+        rig.put("in/0/00003.jpg", &sea());
+        rig.remove("in/2/00005.jpg");
+        jobs.iter().for_each(|(_, out)| drop(rig.haul("resume").arg(out).exits(3)));
+        rig.is_as("out/", &rig.path("out"));
+        let lines = rig.lines("out/");
+        let code = |key: &str| lines[key].error.as_ref().unwrap().code.clone();
+        assert_eq!((code("0/00003.jpg"), code("2/00005.jpg")), ("changed".into(), "gone".into()));
+
+        // Where nothing is left, that is no picture's fault.
+        rig.bucket.keys("in/").iter().for_each(|key| rig.bucket.delete(key));
+        let ran = rig.haul("resume").arg(rig.at("blameless/")).exits(1);
+        assert!(!ran.stderr.contains("gone since"), "{}", ran.stderr);
+        assert_eq!(rig.bucket.keys("blameless/part-"), [""; 0]);
+        assert_eq!(rig.bucket.keys("blameless/_manifest/done/"), [""; 0]);
+        assert!(rig.bucket.get("blameless/_SUCCESS.json").is_none());
+        // Once it is back, the job goes on.
+        rig.upload(&rig.path("in"), "in/");
+        rig.haul("resume").arg(rig.at("blameless/")).exits(3);
+        rig.haul("verify").arg(rig.at("blameless/")).exits(3);
+    });
+}
+
+#[test]
+fn parts_of_others_are_refused_and_own_ones_adopted() {
+    with_server(|rig| {
+        rig.pictures(7);
+        rig.run(&rig.path("in"), &rig.path("out")).exits(3);
+        let again = || rig.run(&rig.at("in/"), &rig.at("out/"));
+        again().exits(3);
+        let record = "_manifest/done/00000001.json";
+        let part = rig.bucket.get("out/part-00000001.jsonl").unwrap();
+
+        rig.unfinish("out/", &[record]);
+        let ran = again().arg("--json").exits(3).says("\nS3: ");
+        let report = report(&ran);
+        assert_eq!((&report["adopted"], &report["pictures"]), (&1.into(), &0.into()));
+        rig.is_as("out/", &rig.path("out"));
+
+        // The right bytes, but nobody says that they are of this job.
+        let refused = |says: &str| {
+            let ran = again().exits(2).says("part-00000001.jsonl").says("--new").says(says);
+            assert_eq!(ran.stderr.trim_end().lines().count(), 1, "{}", ran.stderr);
+            assert!(rig.bucket.get(&format!("out/{record}")).is_none());
+        };
+        rig.unfinish("out/", &[record]);
+        rig.bucket.put("out/part-00000001.jsonl", &part);
+        refused("is not this job's part");
+        rig.bucket.put_of("out/part-00000001.jsonl", &part, &"0".repeat(32));
+        refused("is not this job's part");
+        // Ours, but other lines.
+        let job = rig.json("out/_manifest/job.json")["id"].as_str().unwrap().to_owned();
+        rig.bucket.put_of("out/part-00000001.jsonl", b"{\"image\":\"x\"}\n", &job);
+        refused("is not this job's part");
+        rig.bucket.delete("out/part-00000001.jsonl");
+        again().exits(3);
+        rig.is_as("out/", &rig.path("out"));
+
+        // Whatever is where an output is to be.
+        rig.bucket.put("other/notes.txt", b"");
+        rig.run(&rig.at("in/"), &rig.at("other/")).exits(2).says("notes.txt");
+
+        // It comes while the job is at work, before the part that it is in the way of.
+        rig.run(&rig.path("in"), &rig.path("late")).args(["--imgsz", "160"]).exits(3);
+        let mut slow = rig.slow("late/").spawn();
+        rig.wait_for("late/_manifest/done/00000000.json", &mut slow);
+        rig.bucket.put("late/part-00000003.jsonl", &part);
+        let ran = finish(slow);
+        assert_eq!(ran.code, 2, "{}", ran.stderr);
+        ran.says("part-00000003.jsonl").says("--new");
+        assert!(rig.bucket.get("late/_manifest/done/00000003.json").is_none());
+        rig.bucket.delete("late/part-00000003.jsonl");
+        rig.run(&rig.at("in/"), &rig.at("late/")).args(["--imgsz", "160"]).exits(3);
+        rig.is_as("late/", &rig.path("late"));
+    });
+}
+
+/// Waits for the first two records of a run on `out/`, and stops it there.
+fn stopped_at_work(rig: &Rig, run: Haul) -> Child {
+    let mut child = run.spawn();
+    rig.wait_for("out/_manifest/done/00000001.json", &mut child);
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGSTOP).unwrap();
+    assert!(rig.bucket.get("out/_SUCCESS.json").is_none(), "it was stopped at work");
+    child
+}
+
+fn end(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_killed_run_is_followed_at_once_and_a_live_one_is_not() {
+    with_server(|rig| {
+        rig.pictures(8);
+        let quick = |run: Haul| run.args(["--imgsz", "160"]);
+        quick(rig.run(&rig.path("in"), &rig.path("out"))).exits(3);
+        let again = || quick(rig.run(&rig.at("in/"), &rig.at("out/")));
+        let first = stopped_at_work(rig, rig.slow("out/"));
+        let holder = format!("is in use by process {} on host", first.id());
+        again().exits(11).says(&holder);
+        rig.haul("resume").arg(rig.at("out/")).exits(11).says(&holder);
+        again().args(["--shard", "1/2"]).exits(11).says(&holder);
+        again().args(["--if-locked", "skip"]).exits(0).says(&holder).says("nothing to do here");
+        end(first);
+        let start = Instant::now();
+        again().exits(3);
+        assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+        rig.is_as("out/", &rig.path("out"));
+    });
+}
+
+#[test]
+fn a_run_that_lost_its_lease_commits_nothing_more() {
+    with_server(|rig| {
+        rig.pictures(32);
+        rig.run(&rig.path("in"), &rig.path("out")).args(["--imgsz", "160"]).exits(3);
+        let mut first = rig.slow("out/").spawn();
+        rig.wait_for("out/_manifest/done/00000000.json", &mut first);
+        // Whose it is now is dead, and of this machine: nobody needs to wait for it.
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        let mut lease = rig.json("out/_manifest/lock");
+        (lease["nonce"], lease["pid"]) = ("0".repeat(32).into(), dead.id().into());
+        rig.bucket.put("out/_manifest/lock", lease.to_string().as_bytes());
+        let ran = finish(first);
+        assert_eq!(ran.code, 11, "{}", ran.stderr);
+        assert!(ran.stderr.contains(&format!("process {}", dead.id())), "{}", ran.stderr);
+        assert_eq!(rig.json("out/_manifest/lock"), lease, "it is not its own to give back");
+        assert!(rig.bucket.get("out/_SUCCESS.json").is_none());
+        assert!(rig.bucket.keys("out/_manifest/done/").len() < 16, "it went on to the end");
+        rig.run(&rig.at("in/"), &rig.at("out/")).args(["--imgsz", "160"]).exits(3);
+        rig.is_as("out/", &rig.path("out"));
+    });
+}
+
+#[test]
+fn shards_share_a_prefix() {
+    with_server(|rig| {
+        rig.pictures(9);
+        rig.run(&rig.path("in"), &rig.path("out")).args(["--imgsz", "160"]).exits(3);
+        let shard = |run: Haul, share: &str| run.args(["--imgsz", "160", "--shard", share]);
+        let quick = |share: &str| shard(rig.run(&rig.at("in/"), &rig.at("both/")), share);
+        let both = ["1/2", "2/2"].map(|share| quick(share).spawn()).map(finish);
+        let codes = [both[0].code, both[1].code];
+        assert!(codes == [0, 3] || codes == [3, 0], "{both:?}");
+        rig.is_shared("both/", &rig.path("out"));
+        assert_eq!(quick("1/2").exits(codes[0]).code, codes[0]);
+
+        let first = stopped_at_work(rig, shard(rig.slow("out/"), "2/2"));
+        let quick = |share: &str| shard(rig.run(&rig.at("in/"), &rig.at("out/")), share);
+        let holder = format!("is in use by shard 2/2, process {} on host", first.id());
+        quick("2/2").exits(11).says(&holder);
+        quick("2/3").exits(11).says(&holder);
+        let whole = || rig.run(&rig.at("in/"), &rig.at("out/")).args(["--imgsz", "160"]);
+        whole().exits(11).says(&holder);
+        whole().args(["--if-locked", "skip"]).exits(0).says(&holder);
+        quick("1/2").exits(codes[0]).says("the job is not finished");
+        end(first);
+        quick("2/2").exits(codes[1]).says("the job is finished");
+        rig.is_shared("out/", &rig.path("out"));
+    });
+}
+
+#[test]
+fn a_model_is_what_it_holds_wherever_it_lies() {
+    with_server(|rig| {
+        rig.pictures(5);
+        let weights = fs::read(model()).unwrap();
+        rig.bucket.put("models/shapes.safetensors", &weights);
+        let gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        let mut archive = tar::Builder::new(gzip);
+        let mut header = tar::Header::new_gnu();
+        header.set_size(weights.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, "model/shapes.safetensors", &weights[..]).unwrap();
+        let archive = archive.into_inner().unwrap().finish().unwrap();
+        rig.bucket.put("models/model.tar.gz", &archive);
+        rig.run(&rig.path("in"), &rig.path("out")).exits(3);
+        let run = || rig.run(&rig.at("in/"), &rig.at("out/"));
+        run().exits(3);
+        let there = ["models/shapes.safetensors", "models/model.tar.gz"].map(|key| rig.at(key));
+        for model in &there {
+            rig.unfinish("out/", &["part-00000001.jsonl", "_manifest/done/00000001.json"]);
+            run().arg("--model").arg(model).exits(3).says("2 pictures in");
+            rig.is_as("out/", &rig.path("out"));
+        }
+        // Begun with one of these, with everything else on this machine.
+        let out = rig.path("of-archive");
+        let run = || rig.run(&rig.path("in"), &out);
+        run().arg("--model").arg(&there[1]).exits(3).says("\nS3: ");
+        assert!(parts(&out) == parts(&rig.path("out")));
+        run().exits(3).says("is finished, and nothing is new");
+        rig.haul("resume").arg(&out).exits(3);
+        run().arg("--model").arg(rig.at("models/no.pt")).exits(2).says("models/no.pt");
+    });
+}
+
+#[test]
+fn keys_are_what_they_are() {
+    with_server(|rig| {
+        let mut keys = [
+            "a.jpg",
+            "a.jpg/b.jpg",
+            "x//y.jpg",
+            "../../z.jpg",
+            "/root.jpg",
+            "./dot.jpg",
+            "100%.jpg",
+            "%2B.jpg",
+            "a+b c.jpg",
+            "\u{fc}/e\u{301}.jpg",
+            "\u{65e5}\u{672c}.jpg",
+            "\u{1f600}?x=1&y#z.jpg",
+            " .jpg",
+        ];
+        let balloons = fs::read(testdata("pictures/balloons.jpg")).unwrap();
+        keys.iter().for_each(|key| rig.bucket.put(&format!("in/{key}"), &balloons));
+        keys.sort_unstable();
+        let size = ["--imgsz", "160"];
+        fs::create_dir(rig.path("in")).unwrap();
+        fs::write(rig.path("in/a.jpg"), &balloons).unwrap();
+        rig.run(&rig.path("in"), &rig.path("one")).args(size).exits(0);
+        let one = &by_image(&rig.path("one"))["a.jpg"];
+        assert!(one.detections.iter().flatten().count() > 0);
+
+        let seen = rig.path("seen/of/these");
+        let run = |input: &str, out: &str| {
+            rig.run(&rig.at(input), &rig.at(out)).args(size).arg("--hidden")
+        };
+        run("in/", "out/").arg("--annotate").arg(&seen).exits(0);
+        rig.haul("verify").arg(rig.at("out/")).exits(0);
+        let lines = rig.lines("out/");
+        assert_eq!(lines.keys().map(String::as_str).collect::<Vec<_>>(), keys);
+        for (key, line) in &lines {
+            assert_eq!(&Line { image: one.image.clone(), ..line.clone() }, one, "{key}");
+        }
+        // Nothing lies outside of its folder.
+        let names = |path: &Path| {
+            let names = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name());
+            let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&rig.path("seen")), ["of"]);
+        assert_eq!(names(&rig.path("seen/of")), ["these"]);
+        let expected = ["in", "one", "seen", "state"].map(str::to_owned);
+        assert!(names(rig.dir.path()).iter().all(|name| expected.contains(name)));
+        assert_eq!(files(&seen), keys.len());
+        // As many in a bucket, none on top of another, and all of them under its prefix.
+        run("in/", "again/").arg("--annotate").arg(rig.at("seen/")).exits(0);
+        assert_eq!(rig.bucket.keys("seen/").len(), keys.len());
+        assert_eq!(rig.parts(&rig.at("again/")), rig.parts(&rig.at("out/")));
+        // A list may name each of them.
+        rig.bucket.put("in/list.txt", (keys.join("\n") + "\n").as_bytes());
+        run("in/list.txt", "listed/").exits(0);
+        assert_eq!(rig.parts(&rig.at("listed/")), rig.parts(&rig.at("out/")));
+        // A name that begins with a dot is hidden, wherever it stands and whatever it means elsewhere.
+        rig.plan(&rig.at("in/"), &rig.at("shown/")).exits(0).says("not planned: 2 ").says("hidden");
+    });
+}
+
+/// How many files lie in a folder, and in those in it.
+fn files(path: &Path) -> usize {
+    let entries = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| if path.is_dir() { files(&path) } else { 1 }).sum()
+}
+
+#[test]
+fn what_people_get_wrong_is_one_line() {
+    with_server(|rig| {
+        rig.pictures(2);
+        rig.bucket.open_to_all("");
+        let run = || rig.run(&rig.at("in/"), &rig.at("out/"));
+        let other = |name: &str| std::env::var(format!("HAUL_TEST_S3_OTHER_{name}")).unwrap();
+        let reader = |run: Haul| {
+            let run = run.env("AWS_ACCESS_KEY_ID", &other("KEY"));
+            run.env("AWS_SECRET_ACCESS_KEY", &other("SECRET"))
+        };
+        let nowhere = PathBuf::from("s3://haul-has-no-such-bucket/x/");
+        for (haul, code, says) in [
+            (reader(run()), 2, "s3:PutObject"),
+            (run().env("AWS_SECRET_ACCESS_KEY", "wrong"), 2, "access key right"),
+            (rig.run(&nowhere, &rig.at("out/")), 2, "haul-has-no-such-bucket"),
+            (rig.run(&rig.at("in/"), &nowhere), 2, "haul-has-no-such-bucket"),
+            (rig.haul("status").arg(&nowhere), 2, "haul-has-no-such-bucket"),
+            (run().env("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1"), 1, "endpoint"),
+        ] {
+            let start = Instant::now();
+            let ran = haul.exits(code).says(says);
+            assert_eq!(ran.stderr.trim_end().lines().count(), 1, "{}", ran.stderr);
+            assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+        }
+        // The lease was taken before the missing bucket was listed, and given back.
+        assert!(rig.bucket.keys("out/").iter().all(|key| key == "out/_manifest/lock"));
+        // Who may read only can look, prove, and have the results elsewhere.
+        run().exits(3);
+        reader(rig.haul("verify").arg(rig.at("out/"))).exits(3);
+        reader(rig.run(&rig.at("in/"), &rig.path("mine"))).exits(3);
+        assert!(parts(&rig.path("mine")) == rig.parts(&rig.at("out/")));
+    });
+}
+
+#[test]
+fn credentials_are_told_to_nobody() {
+    with_server(|rig| {
+        rig.pictures(3);
+        let (input, out) = (rig.at("in/"), rig.at("out/"));
+        let reports = |haul: Haul| {
+            let haul = haul.arg("-v").arg("--junit").arg(rig.path("junit.xml"));
+            haul.args(["--progress", "json"]).arg("--prometheus").arg(rig.path("haul.prom"))
+        };
+        for (haul, code) in [
+            (rig.run(&input, &out).arg("--print-config"), 0),
+            (rig.plan(&input, &out).arg("-v"), 0),
+            (reports(rig.run(&input, &out)), 3),
+            (reports(rig.run(&input, &out)), 3),
+            (reports(rig.haul("resume").arg(&out)), 3),
+            (reports(rig.run(&input, &out)).args(["--conf", "0.7"]), 2),
+            (rig.run(&rig.at("in/"), Path::new("s3://haul-has-no-such-bucket/")), 2),
+            (rig.haul("status").arg(&out).arg("--json"), 3),
+            (rig.haul("doctor"), 0),
+        ] {
+            let ran = haul.exits(code);
+            assert!(!rig.tells(ran.stdout.as_bytes()), "{}", ran.stdout);
+            assert!(!rig.tells(ran.stderr.as_bytes()), "{}", ran.stderr);
+        }
+        for name in ["junit.xml", "haul.prom"] {
+            assert!(!rig.tells(&fs::read(rig.path(name)).unwrap()), "{name}");
+        }
+        // What is in the bucket is looked through at the end of every test.
+        assert!(rig.bucket.get("out/_manifest/job.json").is_some());
     });
 }

@@ -111,7 +111,7 @@ pub struct Report {
     pub stages: Stages,
     /// The share of the workers' time in which there was no picture for them.
     pub waiting: f64,
-    /// What was asked of S3, where input or output are there.
+    /// What was asked of S3, if anything was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store: Option<Traffic>,
     /// The budget in bytes.

@@ -85,14 +85,10 @@ impl Session {
         }
     }
 
-    /// The connection to S3, where anything of the job is there.
+    /// The connection to S3, if anything was asked of it: input, output, model or an earlier output.
     pub(super) fn s3(&self) -> Option<S3> {
-        let spec = &self.spec;
-        let in_bucket = spec.output.s3().is_some()
-            || matches!(spec.input, Input::S3(_))
-            || spec.annotate.as_ref().is_some_and(|place| place.s3().is_some())
-            || self.source.root().starts_with("s3://");
-        in_bucket.then(|| S3::with(&spec.s3))
+        let s3 = S3::with(&self.spec.s3);
+        (s3.traffic().requests > 0).then_some(s3)
     }
 
     /// Whether a mini-batch is this process's to work on.
