@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{RequestPayer, ServerSideEncryption};
+use tokio::task::JoinSet;
 
-use super::client::S3;
+use super::client::{READ, S3, timeouts};
 use super::fault::{Fault, Kind};
 use crate::store::Location;
 
@@ -20,9 +21,12 @@ const PIECE: u64 = 8 << 20;
 
 /// A server that has never answered is given up after so many tries.
 const TRIES_UNMET: u32 = 4;
-/// Any other after so many, or so long.
+/// A picture is after so many: others wait for it, and its mini-batch has its turn again later.
 const TRIES: u32 = 10;
+/// Everything else after this time: without it the job cannot go on.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// A write has a second more for each so many bytes.
+const BYTES_A_SECOND: usize = 32 << 10;
 /// The longest pause doubles from here with each try, up to there.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -82,11 +86,17 @@ pub(super) struct Tries<'a> {
     start: Instant,
     made: u32,
     mended: u32,
+    most: u32,
 }
 
 impl S3 {
     pub(super) fn tries(&self) -> Tries<'_> {
-        Tries { s3: self, start: Instant::now(), made: 0, mended: 0 }
+        Tries { s3: self, start: Instant::now(), made: 0, mended: 0, most: u32::MAX }
+    }
+
+    /// The tries at one of many.
+    fn few_tries(&self) -> Tries<'_> {
+        Tries { most: TRIES, ..self.tries() }
     }
 
     pub(super) fn payer(&self) -> Option<RequestPayer> {
@@ -138,7 +148,16 @@ impl S3 {
                 If::Any | If::Free => self.0.gate.enter().await,
             };
             self.asked();
-            let sent = request.send().await;
+            // The time for an answer runs from when the writing begins.
+            let more = Duration::from_secs((bytes.len() / BYTES_A_SECOND) as u64);
+            let sent = match more.is_zero() {
+                true => request.send().await,
+                false => {
+                    let timeouts = timeouts(READ + more);
+                    let config = aws_sdk_s3::Config::builder().timeout_config(timeouts);
+                    request.customize().config_override(config).send().await
+                }
+            };
             drop(pass);
             match sent {
                 Ok(done) => {
@@ -175,19 +194,22 @@ impl S3 {
     }
 
     async fn get_pieces(&self, at: &Location, size: u64, tag: &str) -> Result<Got, Fault> {
-        let pieces = (0..size.div_ceil(PIECE)).map(|piece| {
+        // What is still under way when one fails, or when nobody waits any more, ends with the set.
+        let mut pieces = JoinSet::new();
+        for first in (0..size).step_by(PIECE as usize) {
             let (s3, at, tag) = (self.clone(), at.clone(), tag.to_owned());
-            let (first, last) = (piece * PIECE, ((piece + 1) * PIECE).min(size) - 1);
+            let last = (first + PIECE).min(size) - 1;
             let len = Some(last - first + 1);
-            tokio::spawn(async move { s3.get_range(&at, first, Some(last), len, Some(&tag)).await })
-        });
-        let mut whole = Got::default();
-        whole.bytes.reserve_exact(usize::try_from(size).unwrap_or(0));
-        let pieces: Vec<_> = pieces.collect();
-        for piece in pieces {
-            let ended = piece.await.map_err(|e| Fault::new(Kind::Connection, e.to_string()))?;
-            let got = ended?;
-            whole.bytes.extend_from_slice(&got.bytes);
+            pieces.spawn(async move {
+                let got = s3.get_range(&at, first, Some(last), len, Some(&tag)).await;
+                (first as usize, got)
+            });
+        }
+        let mut whole = Got { bytes: vec![0; size as usize], ..Got::default() };
+        while let Some(ended) = pieces.join_next().await {
+            let (first, got) = ended.map_err(|e| Fault::new(Kind::Connection, e.to_string()))?;
+            let got = got?;
+            whole.bytes[first..first + got.bytes.len()].copy_from_slice(&got.bytes);
             (whole.etag, whole.plain) = (got.etag, got.plain);
         }
         Ok(whole)
@@ -202,7 +224,8 @@ impl S3 {
         size: Option<u64>,
         tag: Option<&str>,
     ) -> Result<Got, Fault> {
-        let mut tries = self.tries();
+        let mut tries = if size.is_some() { self.few_tries() } else { self.tries() };
+        let asked = tag.is_some();
         let mut got = Got::default();
         got.bytes.reserve_exact(usize::try_from(size.unwrap_or(0)).unwrap_or(0));
         let mut tag = tag.map(str::to_owned);
@@ -220,10 +243,17 @@ impl S3 {
                     got.bytes.clear();
                     Fault::new(Kind::Broken, said)
                 }
+                // It has changed between two tries, which nobody has asked it not to.
+                Err(fault) if fault.kind == Kind::Precondition && !asked && tag.is_some() => {
+                    tag = None;
+                    Fault { kind: Kind::Broken, ..fault }
+                }
                 Err(fault) => fault,
             };
-            // Without a tag, what comes later may be of another version.
-            if tag.is_none() || fault.kind == Kind::Broken {
+            // Without a tag, what comes later may be of another version; and where all bytes are
+            // there and their end is not, there is no rest to ask for.
+            let all = size.is_some_and(|size| size <= got.bytes.len() as u64);
+            if tag.is_none() || fault.kind == Kind::Broken || all {
                 got.bytes.clear();
             }
             tries.after(fault).await?;
@@ -257,13 +287,26 @@ impl S3 {
             .set_request_payer(self.payer());
         let mut object = request.send().await.map_err(|error| Fault::of(&error))?;
         self.0.met.store(true, Ordering::Relaxed);
+        if from > 0 && !object.content_range().is_some_and(|range| begins_at(range, from)) {
+            return Err(Fault::new(Kind::Broken, "not the range that was asked for"));
+        }
+        let etag = object.e_tag.take().filter(|tag| !tag.is_empty());
+        // Some servers do not look at the condition.
+        if let (Some(asked), Some(there)) = (tag.as_deref(), etag.as_deref())
+            && asked.trim_matches('"') != there.trim_matches('"')
+        {
+            let said = format!("its tag is {there}, {asked} was asked for");
+            return Err(Fault::new(Kind::Precondition, said));
+        }
         let coming = object.content_length.and_then(|length| u64::try_from(length).ok());
         if last.is_none() && from == 0 && size.is_some_and(|size| coming.is_some_and(|c| c != size))
         {
             let said = format!("it has {coming:?} bytes, {size:?} were planned");
-            return Err(Fault::new(Kind::Precondition, said));
+            // It is what was asked for, if there is a tag to tell: then it is the answer that is wrong.
+            let kind = if tag.is_some() { Kind::Broken } else { Kind::Precondition };
+            return Err(Fault::new(kind, said));
         }
-        got.etag = object.e_tag.take().filter(|tag| !tag.is_empty());
+        got.etag = etag;
         got.modified = object.last_modified.map(|time| time.secs());
         got.plain = object.sse_customer_algorithm.is_none()
             && !object
@@ -290,8 +333,8 @@ impl S3 {
         ended
     }
 
-    /// Looks at an object.
-    pub(super) async fn head(&self, at: &Location) -> Result<Head, Fault> {
+    /// What HEAD says of an object.
+    async fn head(&self, at: &Location) -> Result<Head, Fault> {
         let mut tries = self.tries();
         loop {
             let client = self.client().await;
@@ -315,6 +358,37 @@ impl S3 {
                 }
                 Err(error) => tries.after(Fault::of(&error)).await?,
             }
+        }
+    }
+
+    /// Looks at an object, and says what is wrong with it or with us. An answer to HEAD has no body,
+    /// so that a no is one number: what it is about, only a reading tells.
+    pub(super) async fn look(&self, at: &Location) -> Result<Head, Fault> {
+        match self.head(at).await {
+            // That the bucket is not there looks like that, too. One answer is enough to know it.
+            Err(fault) if fault.kind == Kind::Missing && !self.knows(&at.bucket) => {
+                match self.first_byte(at).await {
+                    Err(settled) if settled.kind != Kind::Missing => Err(settled),
+                    _ => {
+                        self.learn(&at.bucket);
+                        Err(fault)
+                    }
+                }
+            }
+            Err(fault) if matches!(fault.kind, Kind::Denied | Kind::Refused) => {
+                self.first_byte(at).await?;
+                // It may be readable now: reading gets new credentials for expired ones.
+                self.head(at).await
+            }
+            other => other,
+        }
+    }
+
+    /// Reads the first byte of an object, if it has one.
+    pub(super) async fn first_byte(&self, at: &Location) -> Result<(), Fault> {
+        match self.get_range(at, 0, Some(0), None, None).await {
+            Err(fault) if fault.said.starts_with("InvalidRange") => Ok(()),
+            other => other.map(drop),
         }
     }
 
@@ -353,10 +427,11 @@ impl Tries<'_> {
         let inner = &self.s3.0;
         self.made += 1;
         (fault.tries, fault.time) = (self.made, self.start.elapsed());
-        if !matches!(fault.kind, Kind::Unreachable | Kind::Credentials | Kind::Unsigned) {
+        if fault.answered {
             inner.met.store(true, Ordering::Relaxed);
         }
-        if fault.kind == Kind::Throttled {
+        // Answers that come too late are what too many requests at once look like, too.
+        if matches!(fault.kind, Kind::Throttled | Kind::Timeout) {
             let now = inner.gate.throttled() as u64;
             inner.counts.add(|traffic| {
                 let least = traffic.throttled_to;
@@ -373,8 +448,8 @@ impl Tries<'_> {
             _ => {}
         }
         self.mended += u32::from(matches!(fault.kind, Kind::Expired | Kind::Skewed));
-        let most = if inner.met.load(Ordering::Relaxed) { TRIES } else { TRIES_UNMET };
-        if self.made >= most || fault.time >= PATIENCE {
+        let met = inner.met.load(Ordering::Relaxed);
+        if self.made >= if met { self.most } else { TRIES_UNMET } || fault.time >= PATIENCE {
             return Err(fault);
         }
         let kind = fault.kind.name();
@@ -388,6 +463,12 @@ impl Tries<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a `Content-Range` is one from this byte on.
+fn begins_at(range: &str, from: u64) -> bool {
+    range.strip_prefix("bytes ").and_then(|range| range.split_once('-')).map(|(first, _)| first)
+        == Some(&*from.to_string())
 }
 
 /// A random time of up to a limit that doubles with each try ("full jitter"), so that many who

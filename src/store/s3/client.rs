@@ -1,6 +1,6 @@
 //! The connection to S3: its one thread, its configuration, and what all its requests share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -17,6 +17,7 @@ use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation}
 use aws_smithy_async::time::{SharedTimeSource, TimeSource};
 use aws_smithy_http_client::tls;
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
 use super::gate::Gate;
 use super::options::{Checksums, S3Options};
@@ -35,6 +36,10 @@ pub(super) struct Inner {
     pub(super) counts: Counts,
     /// Whether it has ever answered: before that, little patience is due.
     pub(super) met: AtomicBool,
+    /// Buckets that are there.
+    buckets: Mutex<HashSet<String>>,
+    /// Whether entity tags were found to be digests of the content.
+    pub(super) true_tags: AtomicBool,
     /// Whether entity tags were found not to be digests of the content.
     pub(super) opaque_tags: AtomicBool,
     /// Whether the server was found to want entity tags in conditions without their quotes.
@@ -66,6 +71,8 @@ impl S3 {
             gate: Gate::new(),
             counts: Counts::default(),
             met: AtomicBool::new(false),
+            buckets: Mutex::default(),
+            true_tags: AtomicBool::new(false),
             opaque_tags: AtomicBool::new(false),
             bare_tags: AtomicBool::new(false),
         }))
@@ -104,6 +111,18 @@ impl S3 {
         receiver
     }
 
+    /// Runs a future on the thread of the connection for as long as somebody may ask for its value.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Asked<T> {
+        let (sender, ended) = crossbeam_channel::bounded(1);
+        let task = runtime().spawn(async move {
+            let _ = sender.send(future.await);
+        });
+        Asked { ended, task: task.abort_handle() }
+    }
+
     /// The client; made when it is first asked for.
     pub(super) async fn client(&self) -> Client {
         let there = self.0.client.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -122,9 +141,38 @@ impl S3 {
         *self.0.client.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// Whether a bucket is known to be there.
+    pub(super) fn knows(&self, bucket: &str) -> bool {
+        self.0.buckets.lock().unwrap_or_else(PoisonError::into_inner).contains(bucket)
+    }
+
+    pub(super) fn learn(&self, bucket: &str) {
+        let mut buckets = self.0.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        buckets.insert(bucket.to_owned());
+    }
+
     /// Takes the server's clock for ours from now on.
     pub(super) fn believe_clock(&self, ahead: i64) {
         self.0.skew.store(ahead, Ordering::Relaxed);
+    }
+}
+
+/// Something under way that ends when this is dropped.
+pub(super) struct Asked<T> {
+    ended: crossbeam_channel::Receiver<T>,
+    task: AbortHandle,
+}
+
+impl<T> Asked<T> {
+    /// Waits for its value.
+    pub(super) fn wait(self) -> T {
+        self.ended.recv().expect("the thread of S3 has ended. This is a bug.")
+    }
+}
+
+impl<T> Drop for Asked<T> {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -169,6 +217,13 @@ fn endpoint(options: &S3Options) -> Option<String> {
     options.endpoint_url.clone().or_else(said)
 }
 
+/// How long an answer may take, from when the request is begun.
+pub(super) const READ: Duration = Duration::from_secs(30);
+
+pub(super) fn timeouts(read: Duration) -> TimeoutConfig {
+    TimeoutConfig::builder().connect_timeout(Duration::from_secs(5)).read_timeout(read).build()
+}
+
 async fn configure(options: &S3Options, skew: &Arc<AtomicI64>) -> aws_sdk_s3::Config {
     let endpoint = endpoint(options);
     let elsewhere = endpoint.as_ref().is_some_and(|url| !url.contains(".amazonaws.com"));
@@ -192,12 +247,7 @@ async fn configure(options: &S3Options, skew: &Arc<AtomicI64>) -> aws_sdk_s3::Co
         .http_client(http)
         .time_source(SharedTimeSource::new(Clock(skew.clone())))
         .retry_config(RetryConfig::disabled())
-        .timeout_config(
-            TimeoutConfig::builder()
-                .connect_timeout(Duration::from_secs(5))
-                .read_timeout(Duration::from_secs(30))
-                .build(),
-        );
+        .timeout_config(timeouts(READ));
     if let Some(region) = region {
         loader = loader.region(region);
     }
