@@ -77,6 +77,10 @@ impl Names {
         let name = self.plain(name);
         if name.is_empty() {
             Err("names nothing".to_owned())
+        } else if name.starts_with(b"s3://") {
+            Err("is a whole address, and names are relative to where the list lies (the \
+                 prefix of a manifest may be anywhere)"
+                .to_owned())
         } else if name.contains(&0) {
             Err("holds a NUL, which no name can".to_owned())
         } else if name.len() > LONGEST_KEY {
