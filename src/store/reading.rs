@@ -2,7 +2,7 @@
 
 use super::{ReadError, StoreError};
 
-/// The bytes of an object, or what kept us from them: there, or on their way.
+/// The bytes of an object, or what kept us from them: there, or on their way. Dropping it ends that.
 pub struct Reading(Box<dyn FnOnce() -> Result<Vec<u8>, ReadError> + Send>);
 
 impl Reading {

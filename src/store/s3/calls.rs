@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{RequestPayer, ServerSideEncryption};
+use tokio::task::JoinSet;
 
 use super::client::S3;
 use super::fault::{Fault, Kind};
@@ -175,19 +176,22 @@ impl S3 {
     }
 
     async fn get_pieces(&self, at: &Location, size: u64, tag: &str) -> Result<Got, Fault> {
-        let pieces = (0..size.div_ceil(PIECE)).map(|piece| {
+        // What is still under way when one fails, or when nobody waits any more, ends with the set.
+        let mut pieces = JoinSet::new();
+        for first in (0..size).step_by(PIECE as usize) {
             let (s3, at, tag) = (self.clone(), at.clone(), tag.to_owned());
-            let (first, last) = (piece * PIECE, ((piece + 1) * PIECE).min(size) - 1);
+            let last = (first + PIECE).min(size) - 1;
             let len = Some(last - first + 1);
-            tokio::spawn(async move { s3.get_range(&at, first, Some(last), len, Some(&tag)).await })
-        });
-        let mut whole = Got::default();
-        whole.bytes.reserve_exact(usize::try_from(size).unwrap_or(0));
-        let pieces: Vec<_> = pieces.collect();
-        for piece in pieces {
-            let ended = piece.await.map_err(|e| Fault::new(Kind::Connection, e.to_string()))?;
-            let got = ended?;
-            whole.bytes.extend_from_slice(&got.bytes);
+            pieces.spawn(async move {
+                let got = s3.get_range(&at, first, Some(last), len, Some(&tag)).await;
+                (first as usize, got)
+            });
+        }
+        let mut whole = Got { bytes: vec![0; size as usize], ..Got::default() };
+        while let Some(ended) = pieces.join_next().await {
+            let (first, got) = ended.map_err(|e| Fault::new(Kind::Connection, e.to_string()))?;
+            let got = got?;
+            whole.bytes[first..first + got.bytes.len()].copy_from_slice(&got.bytes);
             (whole.etag, whole.plain) = (got.etag, got.plain);
         }
         Ok(whole)
@@ -222,8 +226,10 @@ impl S3 {
                 }
                 Err(fault) => fault,
             };
-            // Without a tag, what comes later may be of another version.
-            if tag.is_none() || fault.kind == Kind::Broken {
+            // Without a tag, what comes later may be of another version; and where all bytes are
+            // there and their end is not, there is no rest to ask for.
+            let all = size.is_some_and(|size| size <= got.bytes.len() as u64);
+            if tag.is_none() || fault.kind == Kind::Broken || all {
                 got.bytes.clear();
             }
             tries.after(fault).await?;
@@ -257,6 +263,9 @@ impl S3 {
             .set_request_payer(self.payer());
         let mut object = request.send().await.map_err(|error| Fault::of(&error))?;
         self.0.met.store(true, Ordering::Relaxed);
+        if from > 0 && !object.content_range().is_some_and(|range| begins_at(range, from)) {
+            return Err(Fault::new(Kind::Broken, "not the range that was asked for"));
+        }
         let coming = object.content_length.and_then(|length| u64::try_from(length).ok());
         if last.is_none() && from == 0 && size.is_some_and(|size| coming.is_some_and(|c| c != size))
         {
@@ -290,8 +299,8 @@ impl S3 {
         ended
     }
 
-    /// Looks at an object.
-    pub(super) async fn head(&self, at: &Location) -> Result<Head, Fault> {
+    /// What HEAD says of an object.
+    async fn head(&self, at: &Location) -> Result<Head, Fault> {
         let mut tries = self.tries();
         loop {
             let client = self.client().await;
@@ -315,6 +324,27 @@ impl S3 {
                 }
                 Err(error) => tries.after(Fault::of(&error)).await?,
             }
+        }
+    }
+
+    /// Looks at an object, and says what is wrong with it or with us. An answer to HEAD has no body,
+    /// so that a no is one number: what it is about, only a reading tells.
+    pub(super) async fn look(&self, at: &Location) -> Result<Head, Fault> {
+        match self.head(at).await {
+            Err(fault) if matches!(fault.kind, Kind::Denied | Kind::Refused) => {
+                self.first_byte(at).await?;
+                // It may be readable now: reading gets new credentials for expired ones.
+                self.head(at).await
+            }
+            other => other,
+        }
+    }
+
+    /// Reads the first byte of an object, if it has one.
+    pub(super) async fn first_byte(&self, at: &Location) -> Result<(), Fault> {
+        match self.get_range(at, 0, Some(0), None, None).await {
+            Err(fault) if fault.said.starts_with("InvalidRange") => Ok(()),
+            other => other.map(drop),
         }
     }
 
@@ -353,7 +383,7 @@ impl Tries<'_> {
         let inner = &self.s3.0;
         self.made += 1;
         (fault.tries, fault.time) = (self.made, self.start.elapsed());
-        if !matches!(fault.kind, Kind::Unreachable | Kind::Credentials) {
+        if fault.answered {
             inner.met.store(true, Ordering::Relaxed);
         }
         if fault.kind == Kind::Throttled {
@@ -388,6 +418,12 @@ impl Tries<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a `Content-Range` is one from this byte on.
+fn begins_at(range: &str, from: u64) -> bool {
+    range.strip_prefix("bytes ").and_then(|range| range.split_once('-')).map(|(first, _)| first)
+        == Some(&*from.to_string())
 }
 
 /// A random time of up to a limit that doubles with each try ("full jitter"), so that many who

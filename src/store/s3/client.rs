@@ -17,6 +17,7 @@ use aws_sdk_s3::config::{RequestChecksumCalculation, ResponseChecksumValidation}
 use aws_smithy_async::time::{SharedTimeSource, TimeSource};
 use aws_smithy_http_client::tls;
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
 use super::gate::Gate;
 use super::options::{Checksums, S3Options};
@@ -98,6 +99,18 @@ impl S3 {
         receiver
     }
 
+    /// Runs a future on the thread of the connection for as long as somebody may ask for its value.
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Asked<T> {
+        let (sender, ended) = crossbeam_channel::bounded(1);
+        let task = runtime().spawn(async move {
+            let _ = sender.send(future.await);
+        });
+        Asked { ended, task: task.abort_handle() }
+    }
+
     /// The client; made when it is first asked for.
     pub(super) async fn client(&self) -> Client {
         let there = self.0.client.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -119,6 +132,25 @@ impl S3 {
     /// Takes the server's clock for ours from now on.
     pub(super) fn believe_clock(&self, ahead: i64) {
         self.0.skew.store(ahead, Ordering::Relaxed);
+    }
+}
+
+/// Something under way that ends when this is dropped.
+pub(super) struct Asked<T> {
+    ended: crossbeam_channel::Receiver<T>,
+    task: AbortHandle,
+}
+
+impl<T> Asked<T> {
+    /// Waits for its value.
+    pub(super) fn wait(self) -> T {
+        self.ended.recv().expect("the thread of S3 has ended. This is a bug.")
+    }
+}
+
+impl<T> Drop for Asked<T> {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 

@@ -22,7 +22,7 @@ impl S3 {
     /// cannot be written to.
     pub fn download(&self, at: &Location, to: &mut File, most: u64) -> Result<u64, StoreError> {
         let (s3, of) = (self.clone(), at.clone());
-        let head = self.wait(async move { s3.head(&of).await });
+        let head = self.wait(async move { s3.look(&of).await });
         let head = head.map_err(|fault| fault.error("read", at))?;
         let size = head.size;
         if size > most {
@@ -40,14 +40,13 @@ impl S3 {
             {
                 let (s3, of, tag) = (self.clone(), at.clone(), head.etag.clone());
                 let last = (first + piece).min(size) - 1;
-                under_way.push_back(self.start(async move {
+                under_way.push_back(self.ask(async move {
                     let len = Some(last - first + 1);
                     s3.get_range(&of, first, Some(last), len, tag.as_deref()).await
                 }));
             }
             let Some(reading) = under_way.pop_front() else { return Ok(size) };
-            let ended = reading.recv().expect("the thread of S3 has ended. This is a bug.");
-            let got = ended.map_err(|fault| match fault.kind {
+            let got = reading.wait().map_err(|fault| match fault.kind {
                 Kind::Precondition => {
                     let error = io::Error::other("it was replaced meanwhile (try again)");
                     StoreError::new("read", at.to_string(), error)

@@ -74,7 +74,7 @@ impl Kind {
     /// Whether the server may have done what it did not answer to.
     pub(super) fn is_doubtful(self) -> bool {
         use Kind::*;
-        matches!(self, Server | Throttled | Timeout | Connection | Broken)
+        matches!(self, Server | Throttled | Timeout | Connection | Unreachable | Broken)
     }
 
     /// Its name in summaries.
@@ -171,6 +171,8 @@ pub(super) struct Fault {
     pub(super) kind: Kind,
     /// What the server calls it, or what the system says.
     pub(super) said: String,
+    /// Whether a server said so.
+    pub(super) answered: bool,
     /// How much the server's clock is ahead of ours, where it told.
     pub(super) ahead: Option<Ahead>,
     /// How often it was tried, and for how long.
@@ -183,7 +185,14 @@ pub(super) type Ahead = i64;
 
 impl Fault {
     pub(super) fn new(kind: Kind, said: impl Into<String>) -> Fault {
-        Fault { kind, said: said.into(), ahead: None, tries: 1, time: Duration::ZERO }
+        Fault {
+            kind,
+            said: said.into(),
+            answered: false,
+            ahead: None,
+            tries: 1,
+            time: Duration::ZERO,
+        }
     }
 
     /// What the error of an operation amounts to.
@@ -208,7 +217,8 @@ impl Fault {
                         format!("{code}, status {status}: {message}")
                     }
                 };
-                Fault { ahead: raw.headers().get("date").and_then(ahead), ..Fault::new(kind, said) }
+                let ahead = raw.headers().get("date").and_then(ahead);
+                Fault { answered: true, ahead, ..Fault::new(kind, said) }
             }
             SdkError::TimeoutError(_) => Fault::new(Kind::Timeout, "no answer in time"),
             SdkError::ResponseError(context) => {
@@ -217,7 +227,8 @@ impl Fault {
                     Kind::Refused => Kind::Broken,
                     other => other,
                 };
-                Fault::new(kind, format!("an answer that cannot be read, status {status}"))
+                let said = format!("an answer that cannot be read, status {status}");
+                Fault { answered: true, ..Fault::new(kind, said) }
             }
             error => Fault::of_transport(error),
         }

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use md5::{Digest as _, Md5};
 
 use super::calls::{Got, Head};
-use super::client::S3;
+use super::client::{Asked, S3};
 use super::fault::{Fault, Kind};
 use super::gate::WIDEST;
 use super::listing::{Entry, Page, Want};
@@ -75,7 +75,7 @@ impl S3Source {
             return Ok(S3Source::new(s3, input, options));
         };
         let (asked, of) = (s3.clone(), input.clone());
-        let head = match s3.wait(async move { asked.head(&of).await }) {
+        let head = match s3.wait(async move { asked.look(&of).await }) {
             Ok(head) => head,
             Err(fault) if fault.kind == Kind::Missing => {
                 return Ok(S3Source::new(s3, input, options));
@@ -230,10 +230,7 @@ impl S3Source {
             }
             Some(match under_way.pop_front()? {
                 Looking::Done(listed) => listed,
-                Looking::Asked(named, at, head) => {
-                    let head = head.recv().expect("the thread of S3 has ended. This is a bug.");
-                    self.looked_at(named, &at, head)
-                }
+                Looking::Asked(named, at, head) => self.looked_at(named, &at, head.wait()),
             })
         }))
     }
@@ -247,7 +244,7 @@ impl S3Source {
             }
             Some(at) => {
                 let (s3, of) = (self.s3.clone(), at.clone());
-                let head = self.s3.start(async move { look_at(&s3, &of).await });
+                let head = self.s3.ask(async move { s3.look(&of).await });
                 Looking::Asked(named, at, head)
             }
         }
@@ -314,7 +311,7 @@ impl Source for S3Source {
         let (s3, size) = (self.s3.clone(), object.size);
         let fetch = move || {
             let (s3, at, tag) = (s3.clone(), at.clone(), tag.clone());
-            s3.clone().start(async move {
+            s3.clone().ask(async move {
                 let got = s3.get(&at, Some(size), tag.as_deref()).await;
                 got.map_err(|fault| read_error(&fault, &at))
             })
@@ -344,7 +341,7 @@ impl Source for S3Source {
         let Some(witness) = witness else { return true };
         let Some(at) = self.at(witness) else { return false };
         let s3 = self.s3.clone();
-        self.s3.wait(async move { first_byte(&s3, &at).await.is_ok() })
+        self.s3.wait(async move { s3.first_byte(&at).await.is_ok() })
     }
 
     fn remark(&self) -> Option<String> {
@@ -380,7 +377,7 @@ impl Source for S3Source {
 /// A name of a list, and whether what it stands for is known yet.
 enum Looking {
     Done(Result<Listed, StoreError>),
-    Asked(Named, Location, crossbeam_channel::Receiver<Result<Head, Fault>>),
+    Asked(Named, Location, Asked<Result<Head, Fault>>),
 }
 
 /// What `select` says of the folders above a key. There are none in a bucket, but names are read as
@@ -442,38 +439,17 @@ fn unseen(named: Named, identity: Identity) -> Listed {
     Listed::Object(Object { key, size: 0, identity, meta })
 }
 
-/// Looks at an object. An answer to HEAD has no body, so that a no is one number: whether it is
-/// about the object or about who asks, only a reading tells.
-async fn look_at(s3: &S3, at: &Location) -> Result<Head, Fault> {
-    match s3.head(at).await {
-        Err(fault) if matches!(fault.kind, Kind::Denied | Kind::Refused) => {
-            first_byte(s3, at).await?;
-            // It may be readable now: reading gets new credentials for expired ones.
-            s3.head(at).await
-        }
-        other => other,
-    }
-}
-
-/// Reads the first byte of an object, if it has one.
-async fn first_byte(s3: &S3, at: &Location) -> Result<(), Fault> {
-    match s3.get_range(at, 0, Some(0), None, None).await {
-        Err(fault) if fault.said.starts_with("InvalidRange") => Ok(()),
-        other => other.map(drop),
-    }
-}
-
 /// Waits for an object, and holds it against its tag where that is a digest. `fetch` begins to read
 /// it again.
 fn sound(
     s3: &S3,
-    first: crossbeam_channel::Receiver<Result<Got, ReadError>>,
-    fetch: impl Fn() -> crossbeam_channel::Receiver<Result<Got, ReadError>>,
+    first: Asked<Result<Got, ReadError>>,
+    fetch: impl Fn() -> Asked<Result<Got, ReadError>>,
 ) -> Result<Vec<u8>, ReadError> {
     let mut under_way = first;
     let mut before: Option<String> = None;
     for _ in 0..FETCHES {
-        let got = under_way.recv().expect("the thread of S3 has ended. This is a bug.")?;
+        let got = under_way.wait()?;
         let digest = match digest_of(&got) {
             Some(due) if !s3.0.opaque_tags.load(Ordering::Relaxed) => {
                 let is = hex(&Md5::digest(&got.bytes));

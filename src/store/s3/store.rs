@@ -65,7 +65,7 @@ impl Store for S3Store {
     fn owner(&self, name: &Path) -> Result<Owner, StoreError> {
         let at = self.at(name);
         let (s3, of) = (self.s3.clone(), at.clone());
-        let head = self.s3.wait(async move { s3.head(&of).await });
+        let head = self.s3.wait(async move { s3.look(&of).await });
         let head = head.map_err(|fault| fault.error("look at", &at))?;
         Ok(head.job.map_or(Owner::Nobody, Owner::Job))
     }
@@ -115,11 +115,10 @@ impl Store for S3Store {
                 let at = self.at(name);
                 let (s3, of) = (self.s3.clone(), at.clone());
                 let read = async move { s3.get(&of, None, None).await.map(|got| got.bytes) };
-                under_way.push_back((at, self.s3.start(read)));
+                under_way.push_back((at, self.s3.ask(read)));
             }
             let (at, reading) = under_way.pop_front()?;
-            let ended = reading.recv().expect("the thread of S3 has ended. This is a bug.");
-            Some(read_of(ended, &at))
+            Some(read_of(reading.wait(), &at))
         }))
     }
 
