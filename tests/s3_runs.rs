@@ -264,6 +264,14 @@ fn what_failed_is_tried_again() {
         retry(&rig.at("out/"), &rig.path("there")).exits(3);
         assert!(parts(&rig.path("there")) == parts(&rig.path("same")));
         retry(&rig.at("out/"), &rig.at("out")).exits(2).says("itself");
+        // How the server is reached, the job in a folder says, also for an output in a bucket.
+        let [(name, endpoint), ..] = rig.bucket.variables();
+        let out = rig.path("told");
+        let run = rig.run(&rig.at("in/"), &out).arg("--endpoint-url").arg(endpoint);
+        run.without_env(&[name]).exits(3);
+        rig.haul("resume").arg(&out).without_env(&[name]).exits(3);
+        retry(&out, &rig.at("told/")).without_env(&[name]).exits(3);
+        rig.is_as("told/", &rig.path("same"));
         // A retry of a retry, once one is repaired and one is gone.
         rig.put("in/cut.jpg", &sea());
         rig.remove("in/1/00001.png");
