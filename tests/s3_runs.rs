@@ -3,176 +3,22 @@
 //! and passes.
 
 mod common;
+#[path = "common/rig.rs"]
+mod rig;
 #[path = "common/s3.rs"]
 mod s3;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use common::binary::{Haul, Ran, by_image, fill, model, parts, success, testdata};
+use common::binary::{Haul, Ran, by_image, model, parts, success, testdata};
 use haul::job::Line;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use s3::Bucket;
+use rig::{Rig, with_server};
 use serde_json::Value;
-use tempfile::TempDir;
-
-type Parts = BTreeMap<String, Vec<u8>>;
-
-/// A bucket, and a folder for what is compared with it.
-struct Rig {
-    bucket: Bucket,
-    dir: TempDir,
-}
-
-/// Runs a test where there is a server. What it leaves behind in the bucket holds no secret.
-fn with_server(test: impl FnOnce(&Rig)) {
-    let Some(bucket) = Bucket::new() else { return };
-    let rig = Rig { bucket, dir: tempfile::tempdir().unwrap() };
-    test(&rig);
-    for key in rig.bucket.keys("") {
-        assert!(!rig.tells(&rig.bucket.get(&key).unwrap()), "`{key}` holds the secret key");
-    }
-}
-
-impl Rig {
-    /// An address in the bucket.
-    fn at(&self, key: &str) -> PathBuf {
-        format!("s3://{}/{key}", self.bucket.name).into()
-    }
-
-    /// A path in the folder.
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn told(&self, haul: Haul) -> Haul {
-        let haul = haul.without_env(&["AWS_PROFILE", "AWS_SESSION_TOKEN"]);
-        let haul = haul.env("XDG_STATE_HOME", self.path("state").to_str().unwrap());
-        self.bucket.variables().iter().fold(haul, |haul, (name, value)| haul.env(name, value))
-    }
-
-    fn haul(&self, command: &str) -> Haul {
-        self.told(Haul::new(command))
-    }
-
-    /// Mini-batches of two pictures, in the arithmetic that the slow kernels have too.
-    fn run(&self, input: &Path, out: &Path) -> Haul {
-        self.told(Haul::run(input, out)).args(["--max-images", "2", "--precision", "f32"])
-    }
-
-    /// A run at half a second a picture, which is still going when somebody looks.
-    fn slow(&self, out: &str) -> Haul {
-        let run = self.run(&self.at("in/"), &self.at(out)).slowly();
-        run.args(["--imgsz", "160", "--workers", "1"])
-    }
-
-    /// The same settings.
-    fn plan(&self, input: &Path, out: &Path) -> Haul {
-        let plan = self.haul("plan").arg("--model").arg(model()).args(["--imgsz", "64"]);
-        let plan = plan.args(["--max-images", "2", "--precision", "f32", "--workers", "2"]);
-        plan.arg("--input").arg(input).arg("--output").arg(out)
-    }
-
-    /// Puts a folder's files under a prefix.
-    fn upload(&self, folder: &Path, prefix: &str) {
-        for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
-            let key = format!("{prefix}{}", entry.file_name().to_str().unwrap());
-            match entry.file_type().unwrap().is_dir() {
-                true => self.upload(&entry.path(), &format!("{key}/")),
-                false => self.bucket.put(&key, &fs::read(entry.path()).unwrap()),
-            }
-        }
-    }
-
-    /// Changes a picture in the folder and in the bucket.
-    fn put(&self, key: &str, bytes: &[u8]) {
-        let path = self.path(key);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
-        self.bucket.put(key, bytes);
-    }
-
-    fn remove(&self, key: &str) {
-        fs::remove_file(self.path(key)).unwrap();
-        self.bucket.delete(key);
-    }
-
-    /// So many pictures in the folder `in` and under the prefix `in/`, the second of them broken.
-    fn pictures(&self, count: usize) {
-        fill(&self.path("in"), 0..count);
-        fs::write(self.path("in/1/00001.png"), b"no picture").unwrap();
-        self.upload(&self.path("in"), "in/");
-    }
-
-    /// The parts of an output, wherever it lies.
-    fn parts(&self, out: &Path) -> Parts {
-        let prefix = self.at("");
-        let Ok(key) = out.strip_prefix(&prefix) else { return parts(out) };
-        let key = format!("{}/", key.to_str().unwrap().trim_end_matches('/'));
-        let keys = self.bucket.keys(&format!("{key}part-"));
-        let read = |name: &String| (name[key.len()..].to_owned(), self.bucket.get(name).unwrap());
-        keys.iter().map(read).collect()
-    }
-
-    /// The lines of an output in the bucket, by what `image` says.
-    fn lines(&self, out: &str) -> BTreeMap<String, Line> {
-        let text: Vec<u8> = self.parts(&self.at(out)).into_values().flatten().collect();
-        let lines = text.split(|&b| b == b'\n').filter(|line| !line.is_empty());
-        lines.map(|line| Line::parse(line).unwrap()).map(|l| (l.image.clone(), l)).collect()
-    }
-
-    fn json(&self, key: &str) -> Value {
-        serde_json::from_slice(&self.bucket.get(key).expect(key)).unwrap()
-    }
-
-    /// That an output in the bucket is finished and what the one in the folder is.
-    #[track_caller]
-    fn is_as(&self, out: &str, local: &Path) {
-        self.is_shared(out, local);
-        let state = self.json(&format!("{out}_manifest/lock"))["state"].clone();
-        assert_eq!(state, "released", "of `{out}`");
-    }
-
-    /// The same, where nobody need have had all of it.
-    #[track_caller]
-    fn is_shared(&self, out: &str, local: &Path) {
-        assert!(self.parts(&self.at(out)) == parts(local), "the parts in `{out}` differ");
-        let (one, two) = (self.json(&format!("{out}_SUCCESS.json")), success(local));
-        for field in ["planned", "ok", "failed", "parts", "parts_sha256"] {
-            assert_eq!(one[field], two[field], "{field}");
-        }
-        let code = if one["failed"] == 0 { 0 } else { 3 };
-        self.haul("verify").arg(self.at(out)).exits(code);
-    }
-
-    /// Takes objects of an output away, as a kill would have kept them from being there.
-    fn unfinish(&self, out: &str, names: &[&str]) {
-        self.bucket.delete(&format!("{out}_SUCCESS.json"));
-        names.iter().for_each(|name| self.bucket.delete(&format!("{out}{name}")));
-    }
-
-    /// Waits until a run has written an object; fails if it ends before, or takes too long.
-    #[track_caller]
-    fn wait_for(&self, key: &str, child: &mut Child) {
-        let start = Instant::now();
-        while self.bucket.get(key).is_none() {
-            assert!(child.try_wait().unwrap().is_none(), "haul ended without {key}");
-            assert!(start.elapsed().as_secs() < 120, "no {key} in two minutes");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// Whether bytes hold the secret key.
-    fn tells(&self, bytes: &[u8]) -> bool {
-        let variables = self.bucket.variables();
-        let secret = variables.iter().find(|(name, _)| *name == "AWS_SECRET_ACCESS_KEY").unwrap().1;
-        bytes.windows(secret.len()).any(|window| window == secret.as_bytes())
-    }
-}
 
 fn finish(child: Child) -> Ran {
     Ran::of(child.wait_with_output().unwrap())
@@ -280,9 +126,13 @@ fn what_is_planned_under_a_prefix() {
         // The output lies in the input, and is none.
         let (input, out) = (rig.at("in/"), rig.at("in/out/"));
         run(&rig.path("in"), &rig.path("in/out")).exits(3);
-        run(&input, &out).exits(3).says("2 ").says("hidden");
+        run(&input, &out).exits(3);
         rig.is_as("in/out/", &rig.path("in/out"));
         assert_eq!(rig.json("in/out/_SUCCESS.json")["planned"], 3);
+        let skipped = &rig.json("in/out/_manifest/plan.json")["skipped"];
+        for (what, count) in [("hidden", 2), ("excluded", 1), ("foreign", 1), ("marker", 2)] {
+            assert_eq!(skipped[what], count, "{skipped}");
+        }
         rig.bucket.put("in/out/x.jpg", &sea());
         run(&input, &out).exits(3).says("is finished, and nothing is new");
         run(&rig.path("in"), &rig.path("hidden")).arg("--hidden").exits(3);
@@ -414,6 +264,14 @@ fn what_failed_is_tried_again() {
         retry(&rig.at("out/"), &rig.path("there")).exits(3);
         assert!(parts(&rig.path("there")) == parts(&rig.path("same")));
         retry(&rig.at("out/"), &rig.at("out")).exits(2).says("itself");
+        // How the server is reached, the job in a folder says, also for an output in a bucket.
+        let [(name, endpoint), ..] = rig.bucket.variables();
+        let out = rig.path("told");
+        let run = rig.run(&rig.at("in/"), &out).arg("--endpoint-url").arg(endpoint);
+        run.without_env(&[name]).exits(3);
+        rig.haul("resume").arg(&out).without_env(&[name]).exits(3);
+        retry(&out, &rig.at("told/")).without_env(&[name]).exits(3);
+        rig.is_as("told/", &rig.path("same"));
         // A retry of a retry, once one is repaired and one is gone.
         rig.put("in/cut.jpg", &sea());
         rig.remove("in/1/00001.png");
@@ -552,7 +410,7 @@ fn end(mut child: Child) {
 #[test]
 fn a_killed_run_is_followed_at_once_and_a_live_one_is_not() {
     with_server(|rig| {
-        rig.pictures(8);
+        rig.pictures(12);
         let quick = |run: Haul| run.args(["--imgsz", "160"]);
         quick(rig.run(&rig.path("in"), &rig.path("out"))).exits(3);
         let again = || quick(rig.run(&rig.at("in/"), &rig.at("out/")));
@@ -563,6 +421,14 @@ fn a_killed_run_is_followed_at_once_and_a_live_one_is_not() {
         again().args(["--shard", "1/2"]).exits(11).says(&holder);
         again().args(["--if-locked", "skip"]).exits(0).says(&holder).says("nothing to do here");
         end(first);
+        // The next one is told to stop, and gives its lease back.
+        let mut second = rig.slow("out/").args(["--grace", "100ms"]).spawn();
+        rig.wait_for("out/_manifest/done/00000002.json", &mut second);
+        kill(Pid::from_raw(second.id() as i32), Signal::SIGTERM).unwrap();
+        let ran = finish(second);
+        assert_eq!(ran.code, 75, "{}", ran.stderr);
+        assert_eq!(rig.json("out/_manifest/lock")["state"], "released");
+        end(stopped_at_work(rig, rig.slow("out/")));
         let start = Instant::now();
         again().exits(3);
         assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
@@ -573,24 +439,35 @@ fn a_killed_run_is_followed_at_once_and_a_live_one_is_not() {
 #[test]
 fn a_run_that_lost_its_lease_commits_nothing_more() {
     with_server(|rig| {
-        rig.pictures(32);
+        rig.pictures(80);
         rig.run(&rig.path("in"), &rig.path("out")).args(["--imgsz", "160"]).exits(3);
-        let mut first = rig.slow("out/").spawn();
-        rig.wait_for("out/_manifest/done/00000000.json", &mut first);
+        let start = |out: &str| {
+            let mut child = rig.slow(out).spawn();
+            rig.wait_for(&format!("{out}_manifest/done/00000000.json"), &mut child);
+            child
+        };
+        let (taken, deleted) = (start("taken/"), start("deleted/"));
         // Whose it is now is dead, and of this machine: nobody needs to wait for it.
         let mut dead = std::process::Command::new("true").spawn().unwrap();
         dead.wait().unwrap();
-        let mut lease = rig.json("out/_manifest/lock");
+        let mut lease = rig.json("taken/_manifest/lock");
         (lease["nonce"], lease["pid"]) = ("0".repeat(32).into(), dead.id().into());
-        rig.bucket.put("out/_manifest/lock", lease.to_string().as_bytes());
-        let ran = finish(first);
+        rig.bucket.put("taken/_manifest/lock", lease.to_string().as_bytes());
+        rig.bucket.delete("deleted/_manifest/lock");
+        let ran = finish(taken);
         assert_eq!(ran.code, 11, "{}", ran.stderr);
         assert!(ran.stderr.contains(&format!("process {}", dead.id())), "{}", ran.stderr);
-        assert_eq!(rig.json("out/_manifest/lock"), lease, "it is not its own to give back");
-        assert!(rig.bucket.get("out/_SUCCESS.json").is_none());
-        assert!(rig.bucket.keys("out/_manifest/done/").len() < 16, "it went on to the end");
-        rig.run(&rig.at("in/"), &rig.at("out/")).args(["--imgsz", "160"]).exits(3);
-        rig.is_as("out/", &rig.path("out"));
+        assert_eq!(rig.json("taken/_manifest/lock"), lease, "it is not its own to give back");
+        let ran = finish(deleted);
+        assert_eq!(ran.code, 11, "{}", ran.stderr);
+        assert!(rig.bucket.get("deleted/_manifest/lock").is_none(), "nor to make anew");
+        for out in ["taken/", "deleted/"] {
+            assert!(rig.bucket.get(&format!("{out}_SUCCESS.json")).is_none());
+            let done = rig.bucket.keys(&format!("{out}_manifest/done/")).len();
+            assert!(done < 40, "it went on to the end");
+            rig.run(&rig.at("in/"), &rig.at(out)).args(["--imgsz", "160"]).exits(3);
+            rig.is_as(out, &rig.path("out"));
+        }
     });
 }
 
