@@ -192,14 +192,10 @@ fn a_write_is_done_once_whatever_is_answered() {
     ] {
         cases.push((name, vec![answer], Err(class), one, &[], 0));
     }
-    cases.push((
-        "for ever",
-        vec![error(500, "InternalError"); 10],
-        Err(Class::Transient),
-        &["PUT free"; 10],
-        &[("server error", 9)],
-        0,
-    ));
+    // Without it the job cannot go on, so it is tried longer than a picture is.
+    let mut long = vec![error(500, "InternalError"); 11];
+    long.push(done());
+    cases.push(("long", long, created, &["PUT free"; 12], &[("server error", 11)], 0));
     side_by_side(&cases, |(name, answers, expected, seen, retried, lost)| {
         let (s3, asked) = script(answers.clone());
         let put = S3Store::new(&s3, &place()).put_new(Path::new("part"), BYTES);
@@ -207,7 +203,6 @@ fn a_write_is_done_once_whatever_is_answered() {
             (Ok(put), Ok(expected)) => assert_eq!(put, *expected, "{name}"),
             (Err(error), Err(class)) => {
                 assert_eq!(error.class(), *class, "{name}: {error}");
-                assert_eq!(error.to_string().contains("tried 10 times"), *name == "for ever");
             }
             (put, _) => panic!("{name}: {put:?}"),
         }
