@@ -63,7 +63,7 @@ fn empty(status: u16) -> Response {
 /// What a scenario is to come to, besides its result.
 struct Due<'a> {
     seen: &'a [&'a str],
-    retried: &'a [(&'a str, u64)],
+    retried: Retried,
 }
 
 impl Due<'_> {
@@ -86,14 +86,11 @@ fn side_by_side<T: Sync>(cases: &[T], run: impl Fn(&T) + Sync) {
     });
 }
 
-type Put = (
-    &'static str,
-    Vec<Response>,
-    Result<PutNew, Class>,
-    &'static [&'static str],
-    &'static [(&'static str, u64)],
-    u64,
-);
+/// How often something was asked again, and why.
+type Retried = &'static [(&'static str, u64)];
+
+type Put =
+    (&'static str, Vec<Response>, Result<PutNew, Class>, &'static [&'static str], Retried, u64);
 
 #[test]
 fn a_write_is_done_once_whatever_is_answered() {
@@ -155,7 +152,7 @@ fn a_write_is_done_once_whatever_is_answered() {
         ),
     ];
     // What passes.
-    let passing: [(&str, Response, &'static [(&str, u64)]); 14] = [
+    let passing: [(&str, Response, Retried); 14] = [
         ("500", error(500, "InternalError"), &[("server error", 1)]),
         ("500, empty", empty(500), &[("server error", 1)]),
         ("502", Response::new(502, "<html>Bad Gateway</html>"), &[("server error", 1)]),
@@ -232,15 +229,15 @@ type Read = (
     Vec<Response>,
     fn(&Result<Vec<u8>, ReadError>) -> bool,
     &'static [&'static str],
-    &'static [(&'static str, u64)],
+    Retried,
 );
 
 #[test]
 fn a_reading_goes_on_with_the_version_that_it_began_with() {
     const FIRST: &str = "GET if \"781e5e245d69b566979b86e28d23f2c7\"";
     const REST: &str = "GET 4- if \"781e5e245d69b566979b86e28d23f2c7\"";
-    const LOST: &[(&str, u64)] = &[("connection lost", 1)];
-    const BROKEN: &[(&str, u64)] = &[("broken body", 1)];
+    const LOST: Retried = &[("connection lost", 1)];
+    const BROKEN: Retried = &[("broken body", 1)];
     let tag = tag_of(BYTES);
     assert!(FIRST.ends_with(&tag));
     let rest = |from: usize| {

@@ -217,7 +217,7 @@ mod tests {
     fn what_is_wrong_with_a_table_is_named_with_its_row() {
         let open = format!("image,a\nx,\"{}", "y".repeat(1 << 20));
         let big = format!("image,a\nx,{}", "y".repeat(LARGEST_META));
-        let cases: [(&[u8], Option<&str>, &str); 14] = [
+        let cases: [(&[u8], Option<&str>, &str); 15] = [
             (b"", None, "it is empty"),
             (b"a;image\n", None, "none of its columns `a;image`"),
             (b"a,b\n", None, "none of its columns `a`, `b` has a name of image, key"),

@@ -208,6 +208,8 @@ impl Store for S3Store {
     }
 
     fn describe(&self) -> String {
-        self.prefix.to_string()
+        // Names are put behind it, with a `/` between.
+        let prefix = self.prefix.to_string();
+        prefix.strip_suffix('/').unwrap_or(&prefix).to_owned()
     }
 }
