@@ -181,35 +181,40 @@ class Accept:
               f"equal; the longest last run took {max(waits):.1f} s", flush=True)
 
     def faults(self):
-        port_file, stats = self.work / "port", self.work / "stats"
+        self.spoiled("faults", self.options.rate)
+        # Bytes that arrive as others: only digests find them. (Of a listing there are none.)
+        self.spoiled("flips", 0.3, "--only", "flip", "--match", "/in/")
+
+    def spoiled(self, name, rate, *more):
+        port_file, stats = self.work / f"{name}.port", self.work / f"{name}.stats"
         upstream = os.environ["AWS_ENDPOINT_URL_S3"].removeprefix("http://")
         proxy = subprocess.Popen([
             sys.executable, str(ROOT / "scripts/servers/fault_proxy.py"), "--upstream", upstream,
-            "--rate", str(self.options.rate), "--seed", str(self.options.seed),
-            "--port-file", str(port_file), "--stats", str(stats)])
+            "--rate", str(rate), "--seed", str(self.options.seed),
+            "--port-file", str(port_file), "--stats", str(stats), *more])
         try:
             while not port_file.exists() or not port_file.read_text().strip():
                 time.sleep(0.05)
             port = port_file.read_text().strip()
             began = time.monotonic()
             # Few pictures in a mini-batch, so that there is much to write.
-            done = self.run("run", *self.from_bucket("faults"), "--json",
+            done = self.run("run", *self.from_bucket(name), "--json",
                             environment={"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}"}.items())
             seconds = time.monotonic() - began
         finally:
             proxy.terminate()
             proxy.wait()
         said = json.loads(stats.read_text())
-        self.check("faults")
+        self.check(name)
         report = json.loads(done.stdout)
         if report["failed"]:
-            fail(f"faults: {report['failed']} pictures were blamed for the store")
+            fail(f"{name}: {report['failed']} pictures were blamed for the store")
         summary = [line for line in done.stderr.splitlines() if "S3" in line]
-        print(f"faults: {seconds:.1f} s, {sum(said['faults'].values())} of {said['requests']} requests "
+        print(f"{name}: {seconds:.1f} s, {sum(said['faults'].values())} of {said['requests']} requests "
               f"spoiled ({said['faults']}); the bytes equal, no picture blamed\n"
               f"  {' '.join(summary) or report.get('store')}", flush=True)
         if not report.get("store", {}).get("retried"):
-            fail("faults: the summary does not say what was made again")
+            fail(f"{name}: the summary does not say what was made again")
 
     def shards(self):
         count = self.options.shards

@@ -12,6 +12,7 @@
 #   by apt-get    radosgw, ceph-osd and ceph-mon (an S3 server), slurmctld, slurmd, slurm-client and
 #                 munge, where they can be had; 0.4 GB. scripts/servers starts them in a temporary
 #                 folder and on 127.0.0.1, and they are ended with this script
+#   by cargo      s3s-fs, another S3 server, into the target folder
 #   by pip        numpy, pycocotools and megadetector (for its validator alone, without what it
 #                 depends on), botocore and kubernetes-validate (schemas), into a virtual environment
 #                 in the target folder
@@ -224,6 +225,32 @@ slurm_array() {
     set +a
     timeout --kill-after=30 10m scripts/slurm_array.sh "$haul"
     scripts/servers/slurm.sh down "$work/slurm"
+}
+
+# Another S3 server, small and from crates.io, which checks what radosgw does not know: the newer
+# checksums of what is written, and gives them with what is read.
+checksums() {
+    local root=$target/s3s-fs port server code=0
+    [ -x "$haul" ] || skip "there is no release build"
+    if ! [ -x "$root/bin/s3s-fs" ]; then
+        [ $install = yes ] || skip "s3s-fs is not here"
+        cargo install s3s-fs --version 0.14.1 --locked --features binary --debug --quiet \
+            --root "$root" --target-dir "$root/build"
+        rm -rf "$root/build"
+    fi
+    port=$(python3 scripts/servers/ports.py 1)
+    mkdir "$work/s3s-fs"
+    "$root/bin/s3s-fs" --host 127.0.0.1 --port "$port" --access-key access --secret-key secret \
+        "$work/s3s-fs" >"$work/s3s-fs.log" 2>&1 &
+    server=$!
+    export AWS_ENDPOINT_URL_S3=http://127.0.0.1:$port AWS_REGION=us-east-1 \
+        AWS_ACCESS_KEY_ID=access AWS_SECRET_ACCESS_KEY=secret AWS_EC2_METADATA_DISABLED=true
+    unset HAUL_TEST_S3_PID
+    sleep 1
+    timeout --kill-after=30 5m python3 scripts/accept_s3.py --haul "$haul" --pictures 30 \
+        --only equal,kills --kills 2 || code=$?
+    kill $server
+    return $code
 }
 
 # Jobs from bucket to bucket: killed, through a proxy that spoils requests, sharded, and all wrong.
@@ -472,6 +499,7 @@ stage "slurm array" slurm_array
 stage "mAP on photographs" photographs
 stage "crash and resume" accept
 stage "S3 to S3" accept_s3
+stage "S3 with checksums" checksums
 
 printf '\n== time\n'
 printf '%s\n' "${table[@]}"

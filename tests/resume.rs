@@ -362,6 +362,31 @@ fn a_first_millisecond_and_an_empty_folder_do_not_stand_in_the_way() {
 }
 
 #[test]
+fn where_nothing_is_left_no_picture_is_to_blame() {
+    let photos = folder(7);
+    let root = tempfile::tempdir().unwrap();
+    let (out, kept) = (root.path().join("out"), root.path().join("kept"));
+    Haul::run(photos.path(), &out).args(SMALL_BATCHES).exits(0);
+    let whole = parts(&out);
+    let forget = |names: &[&str]| {
+        names.iter().for_each(|name| fs::remove_file(out.join(name)).unwrap());
+    };
+    let all = ["0", "1", "2"]
+        .map(|id| (format!("part-0000000{id}.jsonl"), format!("_manifest/done/0000000{id}.json")));
+    forget(&["_SUCCESS.json"]);
+    all.iter().for_each(|(part, record)| forget(&[part, record]));
+    // The folder itself is still there, and the last picture is alone in its mini-batch.
+    fs::create_dir(&kept).unwrap();
+    let folders = || ["0", "1", "2"].map(|name| (photos.path().join(name), kept.join(name)));
+    folders().iter().for_each(|(from, to)| fs::rename(from, to).unwrap());
+    Haul::new("resume").arg(&out).exits(1).says("is it still mounted?");
+    assert!(parts(&out).is_empty(), "{:?}", parts(&out).keys());
+    folders().iter().for_each(|(from, to)| fs::rename(to, from).unwrap());
+    Haul::new("resume").arg(&out).exits(0);
+    assert!(parts(&out) == whole);
+}
+
+#[test]
 fn a_mini_batch_that_takes_too_long_fails_and_is_tried_again() {
     let photos = folder(12);
     let root = tempfile::tempdir().unwrap();

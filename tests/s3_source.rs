@@ -504,6 +504,21 @@ fn answers_about_an_object_and_answers_about_the_store_are_told_apart() {
     }
 }
 
+#[test]
+fn a_list_of_whole_addresses_is_refused() {
+    for (name, text, expected) in [
+        ("l.txt", "a.jpg\ns3://bucket/b.jpg\n", "line 2 is a whole address"),
+        ("t.csv", "key\ns3://bucket/b.jpg\n", "row 2 in column `key` is a whole address"),
+    ] {
+        let s3 = serve(move |_| Response::new(200, text));
+        let at = Location::parse(&format!("s3://bucket/{name}")).unwrap();
+        let error = S3Source::open(&s3, &at, S3SourceOptions::default()).unwrap_err();
+        assert_eq!(error.class(), Class::Malformed);
+        assert!(error.to_string().contains(expected), "{error}");
+        assert!(error.to_string().contains("relative to where the list lies"), "{error}");
+    }
+}
+
 /// An answer to HEAD says only 403: a wrong secret must not plan every picture as denied.
 #[test]
 fn a_list_that_nobody_may_look_at_is_no_plan() {

@@ -183,7 +183,11 @@ fn a_name_that_cannot_be_looked_at_does_not_stand_in_the_way_of_others() {
 fn a_line_that_is_no_path_is_named() {
     let root = tempfile::tempdir().unwrap();
     let list = root.path().join("l.txt");
-    for (name, expected) in [("a\0b", "line 2 holds a NUL"), (&"x/".repeat(2100), "4200 bytes")] {
+    for (name, expected) in [
+        ("a\0b", "line 2 holds a NUL"),
+        (&"x/".repeat(2100), "4200 bytes"),
+        ("s3://bucket/x.jpg", "line 2 is a whole address, and names are relative to where"),
+    ] {
         let text = format!("a.jpg\n{name}\n");
         fs::write(&list, &text).unwrap();
         let options = SourceOptions::default();

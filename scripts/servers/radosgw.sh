@@ -110,7 +110,7 @@ enable experimental unrecoverable data corrupting features = memstore
 memstore device bytes = 4294967296
 [client.rgw]
 rgw data = $dir
-rgw frontends = beast endpoint=127.0.0.1:$s3
+rgw frontends = beast endpoint=127.0.0.1:$s3 tcp_nodelay=1
 rgw thread pool size = 64
 rgw enable usage log = false
 rgw enable quota threads = false

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::chain::Chain;
 use super::events::{Answer, Event};
 use super::line::{BoxUnit, write_detections, write_error};
 use super::plan::Batch;
@@ -20,7 +21,7 @@ use super::strikes::Strikes;
 use super::tally::Tally;
 use crate::failpoint;
 use crate::pool::{Budget, Failure, Outcome, Params, Spent, Ticket, Work};
-use crate::store::{Identity, Key, LinkFault, Object, ReadError, Reading, Source, one_line};
+use crate::store::{Identity, Key, LinkFault, Object, ReadError, Reading, Source, Store, one_line};
 
 /// One try at a mini-batch.
 pub(super) struct Order {
@@ -51,6 +52,8 @@ pub(super) struct Feeder {
     pub(super) fetch_nanos: Arc<AtomicU64>,
     /// The last key that could be read: the witness that the store is well.
     pub(super) witness: Option<Key>,
+    /// Where the plan is: what else there is, for a picture that is alone in its mini-batch.
+    pub(super) plan: Option<Arc<dyn Store>>,
 }
 
 /// What keeps a picture from being read at all.
@@ -280,14 +283,33 @@ impl Feeder {
         // In a bucket each question may take its time, and a few answers are enough.
         let most = if self.source.ahead() > 1 { 4 } else { usize::MAX };
         match others.next() {
-            // The only picture there is: the root alone can vouch.
-            None => self.witness.is_none() && self.source.vouches(None),
+            None if self.witness.is_some() => false,
+            None => match self.planned_beside(&objects[index].key) {
+                None => false,
+                // The only picture there is: the root alone can vouch.
+                Some(keys) if keys.is_empty() => self.source.vouches(None),
+                Some(keys) => keys.iter().any(|key| self.source.vouches(Some(key))),
+            },
             Some(first) => std::iter::once(first)
                 .chain(others)
                 .take(most)
                 .take_while(|_| !order.cancelled.load(Ordering::Relaxed))
                 .any(|object| self.source.vouches(Some(&object.key))),
         }
+    }
+
+    /// A picture of each other mini-batch in the plan's first segment; `None` where that cannot be
+    /// read.
+    fn planned_beside(&self, key: &Key) -> Option<Vec<Key>> {
+        let Some(store) = &self.plan else { return Some(Vec::new()) };
+        let segment = Chain::new(&**store).next_segment().ok()??;
+        let some = |batch: &Batch| {
+            let fit = |object: &&Object| {
+                object.key != *key && picture_fault(object, u64::MAX, u64::MAX).is_none()
+            };
+            batch.objects.iter().find(fit).map(|object| object.key.clone())
+        };
+        Some(segment.batches.iter().filter_map(some).collect())
     }
 
     fn refuse(
@@ -489,6 +511,7 @@ mod tests {
                 events: event_sender,
                 fetch_nanos: Arc::default(),
                 witness: None,
+                plan: None,
             };
             std::thread::spawn(move || feeder.run(&feeder_orders));
             Bench { orders, work, events, budget, _dir: dir }

@@ -227,11 +227,12 @@ impl Report {
             line(format_args!("the same command goes on with the other mini-batches"));
         }
         if self.given_up > 0 {
+            let output = from_here(&self.output);
             line(format_args!(
                 "{} mini-batches could not be finished; {}/_manifest/failed says why, and the same \
                  command tries them again",
                 self.given_up,
-                from_here(&self.output)
+                output.strip_suffix('/').unwrap_or(&output)
             ));
         }
         if self.adopted > 0 {

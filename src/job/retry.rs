@@ -87,6 +87,15 @@ pub fn retry(of: &Path, flags: Settings) -> Result<Retrial, JobError> {
         )));
     };
     let output = Place::parse(output).map_err(JobError::Usage)?;
+    // How S3 is reached, a job in a folder may know.
+    let known = match of.local() {
+        Some(_) => Manifest::new(open_output(&of, &s3)).job().ok().flatten(),
+        None => None,
+    };
+    let s3 = match known {
+        Some(job) => flags.clone().over(job.settings).s3()?,
+        None => s3,
+    };
     if of.is_same(&output) {
         return Err(JobError::Usage(format!(
             "--output is `{name}` itself, which stays as it is (give another folder)"

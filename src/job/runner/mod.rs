@@ -218,6 +218,7 @@ impl<'a> Dispatcher<'a> {
             events: event_sender.clone(),
             fetch_nanos: fetch_nanos.clone(),
             witness: session.job.retry.as_ref().and_then(Retry::witness),
+            plan: Some(session.manifest.store().clone()),
         };
         spawn("feeder", move || feeder.run(&feeder_orders))?;
         let stop_listing = Arc::new(AtomicBool::new(false));

@@ -288,6 +288,7 @@ mod tests {
             (r#"[{"prefix":"photos/"}, "a", ""]"#, "element 3: `` names nothing"),
             (r#"[{"prefix":"photos/"}, "/etc/x"]"#, "element 2: `/etc/x` begins with `/`"),
             (r#"[{"prefix":"photos/"}, "a\u0000"]"#, "holds a NUL"),
+            (r#"[{"prefix":"photos/"}, "s3://b/x"]"#, "element 2: `s3://b/x` is a whole address"),
             (&long, "has 5000 bytes"),
             (&open, "element 3: more than 262144 bytes"),
             (r#"[{"prefix":"photos/"}, "a" "b"]"#, "element 3: expected `,` or `]`"),

@@ -78,8 +78,8 @@ impl Names {
         if name.is_empty() {
             Err("names nothing".to_owned())
         } else if name.starts_with(b"s3://") {
-            Err("is a whole address, and names are relative to where the list lies (take a \
-                 manifest, whose prefix may be anywhere)"
+            Err("is a whole address, and names are relative to where the list lies (the \
+                 prefix of a manifest may be anywhere)"
                 .to_owned())
         } else if name.contains(&0) {
             Err("holds a NUL, which no name can".to_owned())

@@ -217,7 +217,7 @@ mod tests {
     fn what_is_wrong_with_a_table_is_named_with_its_row() {
         let open = format!("image,a\nx,\"{}", "y".repeat(1 << 20));
         let big = format!("image,a\nx,{}", "y".repeat(LARGEST_META));
-        let cases: [(&[u8], Option<&str>, &str); 14] = [
+        let cases: [(&[u8], Option<&str>, &str); 15] = [
             (b"", None, "it is empty"),
             (b"a;image\n", None, "none of its columns `a;image`"),
             (b"a,b\n", None, "none of its columns `a`, `b` has a name of image, key"),
@@ -230,6 +230,7 @@ mod tests {
             (b"\xff\xfei\0m\0", None, "row 1 is not UTF-8 in column 1"),
             (b"image,b\nx,1\n,2\n", None, "row 3 in column `image` names nothing"),
             (b"image\nx\0\n", None, "row 2 in column `image` holds a NUL"),
+            (b"image\ns3://b/x\n", None, "row 2 in column `image` is a whole address"),
             (open.as_bytes(), None, "row 2 has more than 262144 bytes (is a quote left open?)"),
             (big.as_bytes(), None, "row 2 has 16392 bytes in its other columns"),
         ];

@@ -318,7 +318,7 @@ impl Source for S3Source {
         };
         let (s3, first) = (self.s3.clone(), fetch());
         // Digests are for the thread that waits: that of S3 has others to serve.
-        Reading::under_way(move || sound(&s3, first, fetch))
+        Reading::under_way(move || sound(&s3, first, fetch, || ReadError::Unreadable))
     }
 
     fn ahead(&self) -> usize {
@@ -440,12 +440,13 @@ fn unseen(named: Named, identity: Identity) -> Listed {
 }
 
 /// Waits for an object, and holds it against its tag where that is a digest. `fetch` begins to read
-/// it again.
-fn sound(
+/// it again; `broken` says that it stays another than its tag says.
+pub(super) fn sound<E>(
     s3: &S3,
-    first: Asked<Result<Got, ReadError>>,
-    fetch: impl Fn() -> Asked<Result<Got, ReadError>>,
-) -> Result<Vec<u8>, ReadError> {
+    first: Asked<Result<Got, E>>,
+    fetch: impl Fn() -> Asked<Result<Got, E>>,
+    broken: impl Fn() -> E,
+) -> Result<Vec<u8>, E> {
     let mut under_way = first;
     let mut before: Option<String> = None;
     for _ in 0..FETCHES {
@@ -465,7 +466,7 @@ fn sound(
         }
         if digest == before {
             if s3.0.true_tags.load(Ordering::Relaxed) {
-                return Err(ReadError::Unreadable);
+                return Err(broken());
             }
             // Nothing is broken twice in the same way: the tags of this server are no digests.
             s3.0.opaque_tags.store(true, Ordering::Relaxed);
@@ -475,7 +476,7 @@ fn sound(
         s3.0.counts.add(|traffic| *traffic.retried.entry("checksum".into()).or_default() += 1);
         under_way = fetch();
     }
-    Err(ReadError::Unreadable)
+    Err(broken())
 }
 
 /// The MD5 that the tag of an object may be.

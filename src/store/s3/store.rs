@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::calls::{If, Put};
-use super::client::S3;
+use super::calls::{Got, If, Put};
+use super::client::{Asked, S3};
 use super::fault::{Fault, Kind};
 use super::listing::Want;
+use super::source::sound;
 use crate::store::{Location, Owner, PutNew, Reads, Store, StoreError, Writing};
 
 /// Objects that are read or deleted at once.
@@ -46,6 +47,26 @@ impl S3Store {
     #[must_use]
     pub fn is_too_long(&self, name: &Path) -> bool {
         self.at(name).key.len() > 1024
+    }
+
+    /// Begins to read an object.
+    fn ask(&self, at: &Location) -> Asked<Result<Got, Fault>> {
+        let (s3, of) = (self.s3.clone(), at.clone());
+        self.s3.ask(async move { s3.get(&of, None, None).await })
+    }
+
+    /// Its bytes, once they are there and are what their tag says; nothing where there is none.
+    fn read_of(
+        &self,
+        first: Asked<Result<Got, Fault>>,
+        at: &Location,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let broken = || Fault::new(Kind::Broken, "its bytes are not what its tag says");
+        match sound(&self.s3, first, || self.ask(at), broken) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(fault) if fault.kind == Kind::Missing => Ok(None),
+            Err(fault) => Err(fault.error("read", at)),
+        }
     }
 
     fn at(&self, name: &Path) -> Location {
@@ -115,11 +136,8 @@ impl Store for S3Store {
 
     fn read(&self, name: &Path) -> Result<Option<Vec<u8>>, StoreError> {
         let at = self.at(name);
-        let (s3, of) = (self.s3.clone(), at.clone());
-        read_of(
-            self.s3.wait(async move { s3.get(&of, None, None).await.map(|got| got.bytes) }),
-            &at,
-        )
+        let first = self.ask(&at);
+        self.read_of(first, &at)
     }
 
     fn read_each<'a>(&'a self, names: &'a [PathBuf]) -> Reads<'a> {
@@ -130,12 +148,11 @@ impl Store for S3Store {
                 && let Some(name) = rest.next()
             {
                 let at = self.at(name);
-                let (s3, of) = (self.s3.clone(), at.clone());
-                let read = async move { s3.get(&of, None, None).await.map(|got| got.bytes) };
-                under_way.push_back((at, self.s3.ask(read)));
+                let reading = self.ask(&at);
+                under_way.push_back((at, reading));
             }
             let (at, reading) = under_way.pop_front()?;
-            Some(read_of(reading.wait(), &at))
+            Some(self.read_of(reading, &at))
         }))
     }
 
@@ -191,14 +208,8 @@ impl Store for S3Store {
     }
 
     fn describe(&self) -> String {
-        self.prefix.to_string()
-    }
-}
-
-fn read_of(ended: Result<Vec<u8>, Fault>, at: &Location) -> Result<Option<Vec<u8>>, StoreError> {
-    match ended {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(fault) if fault.kind == Kind::Missing => Ok(None),
-        Err(fault) => Err(fault.error("read", at)),
+        // Names are put behind it, with a `/` between.
+        let prefix = self.prefix.to_string();
+        prefix.strip_suffix('/').unwrap_or(&prefix).to_owned()
     }
 }
