@@ -400,6 +400,42 @@ fn a_reading_goes_on_with_the_version_that_it_began_with() {
     });
 }
 
+/// Nobody knows how long a record is, so that only its range says which bytes these are.
+#[test]
+fn a_record_is_read_whole_or_not_at_all() {
+    let lost = || whole().cut(4);
+    let rest = |from: usize| {
+        Response::new(206, &BYTES[from..])
+            .with("ETag", &tag_of(BYTES))
+            .with("Content-Range", &format!("bytes {from}-9/10"))
+    };
+    let cases: [(&str, Vec<Response>, Retried); 4] = [
+        ("the rest", vec![lost(), rest(4)], &[("connection lost", 1)]),
+        (
+            "ranges are not known",
+            vec![lost(), whole(), whole()],
+            &[("broken body", 1), ("connection lost", 1)],
+        ),
+        (
+            "another range",
+            vec![lost(), rest(5), whole()],
+            &[("broken body", 1), ("connection lost", 1)],
+        ),
+        (
+            "silence about the range",
+            vec![lost(), Response::new(206, &BYTES[4..]), whole()],
+            &[("broken body", 1), ("connection lost", 1)],
+        ),
+    ];
+    side_by_side(&cases, |(name, answers, retried)| {
+        let (s3, _) = script(answers.clone());
+        let read = S3Store::new(&s3, &place()).read(Path::new("record.json"));
+        assert_eq!(read.unwrap().as_deref(), Some(BYTES), "{name}");
+        let retried = retried.iter().map(|&(kind, count)| (kind.to_owned(), count));
+        assert_eq!(s3.traffic().retried, retried.collect(), "{name}");
+    });
+}
+
 /// 17 MiB that differ everywhere.
 fn large() -> Vec<u8> {
     (0..17u32 << 18).flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
