@@ -785,3 +785,45 @@ fn the_clock_of_the_server_is_believed() {
         assert_eq!(s3.traffic().requests, 1);
     });
 }
+
+/// What is said with each request, besides what it is for.
+#[test]
+fn requests_say_who_pays_how_to_encrypt_and_who_asks() {
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let seen = heads.clone();
+    let url = start(usize::MAX, move |request| {
+        let said = |name: &str| request.header(name).unwrap_or("-").to_owned();
+        let names = [
+            "x-amz-request-payer",
+            "x-amz-server-side-encryption",
+            "x-amz-server-side-encryption-aws-kms-key-id",
+            "x-amz-meta-haul-job",
+            "if-none-match",
+            "authorization",
+        ];
+        let agent = said("x-amz-user-agent");
+        assert!(agent.contains("app/haul-"), "{agent}");
+        let said = names.map(said).join(" ");
+        seen.lock().unwrap().push(format!("{} {said}", request.method));
+        empty(200).with("ETag", "\"tag\"")
+    });
+    let s3 = S3::with(&S3Options {
+        endpoint_url: Some(url),
+        region: Some("us-east-1".into()),
+        unsigned: true,
+        request_payer: true,
+        sse: Some("aws:kms".into()),
+        sse_kms_key_id: Some("alias/key".into()),
+        ..S3Options::default()
+    });
+    let store = S3Store::new(&s3, &place());
+    store.put_new_of(Path::new("part"), BYTES, "job-1").unwrap();
+    store.read(Path::new("part")).unwrap();
+    store.delete(&["part".into()]).unwrap();
+    let expected = [
+        "PUT requester aws:kms alias/key job-1 * -",
+        "GET requester - - - - -",
+        "DELETE requester - - - - -",
+    ];
+    assert_eq!(*heads.lock().unwrap(), expected);
+}
