@@ -187,11 +187,13 @@ up)
     # Somebody may take a port between its choice and its use, so a failure is tried once more.
     for attempt in 1 2; do
         set +e
+        # Behind a pipe of their own: Ceph's programs make what they write to non-blocking, for all
+        # that share it, and of those one that does not expect it would lose what it writes.
         (
             set -e
             up "$dir"
-        )
-        code=$?
+        ) </dev/null 2>&1 | cat >&2
+        code=${PIPESTATUS[0]}
         set -e
         [ "$code" != 0 ] || break
         down "$dir"

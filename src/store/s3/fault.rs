@@ -337,6 +337,10 @@ impl Fault {
             Kind::NoBucket => "is its name right, and the endpoint?".to_owned(),
             Kind::Region => "is --region, or AWS_REGION, that of the bucket?".to_owned(),
             Kind::Skewed => "is this machine's clock right?".to_owned(),
+            Kind::Unreachable if self.said.contains("certificate") => {
+                "does this machine trust whoever signed it? SSL_CERT_FILE names another list"
+                    .to_owned()
+            }
             Kind::Unreachable => "is --endpoint-url, or AWS_ENDPOINT_URL_S3, right?".to_owned(),
             Kind::Archived => "restore it first".to_owned(),
             _ => String::new(),
