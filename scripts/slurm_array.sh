@@ -18,7 +18,7 @@ root=$PWD
 
 SKIP=77
 SHARDS=4
-COPIES=24 # of each of our pictures, so that all of it takes a while
+COPIES=100 # of each of our pictures: more than a task finishes within its grace, once told to stop
 LONGEST=240 # seconds, for all of it
 
 if [ -z "${SLURM_CONF:-}" ]; then
