@@ -183,7 +183,7 @@ class Accept:
     def faults(self):
         self.spoiled("faults", self.options.rate)
         # Bytes that arrive as others: only digests find them. (Of a listing there are none.)
-        self.spoiled("flips", 0.3, "--only", "flip", "--match", "/in/")
+        self.spoiled("flips", 0.1, "--only", "flip", "--match", "/in/")
 
     def spoiled(self, name, rate, *more):
         port_file, stats = self.work / f"{name}.port", self.work / f"{name}.stats"
