@@ -121,7 +121,10 @@ to_be_had() {
     local package
     command -v apt-get >/dev/null || return 0
     for package in "$@"; do
-        if apt-cache policy "$package" | grep -q 'Candidate: [0-9]'; then echo "$package"; fi
+        # Not -q, which hangs up on apt-cache: with pipefail that is a no.
+        if apt-cache policy "$package" | grep 'Candidate: [0-9]' >/dev/null; then
+            echo "$package"
+        fi
     done
 }
 

@@ -101,6 +101,9 @@ osd crush chooseleaf type = 0
 mon allow pool size one = true
 mon max pg per osd = 1000
 osd memory target = 939524096
+# A monitor refuses to start (28) on a disk that is 95 % full, however much that leaves.
+mon data avail warn = 1
+mon data avail crit = 0
 # A lone monitor needs not wait for others. Each new pool is a proposal, and a start makes seven.
 paxos propose interval = 0.02
 paxos min wait = 0.01
