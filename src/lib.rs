@@ -1,4 +1,4 @@
-//! `haul` runs YOLOv8 over every picture under a folder, once, and can prove it did.
+//! `haul` runs YOLOv8 over every picture under a folder or an S3 prefix, once, and can prove it did.
 //!
 //! Data flows one way: bytes in a store → plan → fetch → decode → letterbox → network → boxes →
 //! one JSON line → part → commit record → done marker. The modules are the rooms of that house;

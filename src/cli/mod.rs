@@ -20,7 +20,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::job::{EXIT_HELP, Exit, JobError, S3Flags, Survey};
 use crate::store::Place;
 
-/// YOLOv8 over every picture under a folder, once, and proof that it did.
+/// YOLOv8 over every picture under a folder or an S3 prefix, once, and proof that it did.
 ///
 /// Results are JSON Lines in parts, committed mini-batch by mini-batch: kill it, run the same
 /// command again, and only what is missing is done.

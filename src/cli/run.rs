@@ -19,6 +19,7 @@ Examples:
   haul run --model yolov8n.pt --input photos/ --output out/
   haul run jobs/quickstart.toml --conf 0.5
   haul run -m yolov8n.pt -i photos/ -o out/ --annotate seen/ --classes person,car
+  haul run -m yolov8n.pt -i s3://bucket/2026/ -o s3://bucket/out/
   find . -name '*.jpg' -newer stamp | haul run -m yolov8n.pt -i - -o out/
   haul run nightly.toml --since outputs/ --output outputs/2026-01-02   # only what is new
   haul run nightly.toml --if-locked skip                               # in cron
