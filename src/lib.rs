@@ -9,6 +9,7 @@
 //! | [`cli`] | one file per command; clap structs are syntax only | everything below |
 //! | [`mod@bench`] | how fast this machine is with a model | everything below |
 //! | [`job`] | specification, plan, manifest, runner, report | `pool`, `store`, `model`; plain values of those below |
+//! | [`serve`] | HTTP and Lambda in front of the pool; translation only | `job`, `pool`, `store`; plain values of those below |
 //! | [`pool`] | worker threads behind one byte-budgeted queue | `picture`, `engine`, `yolo` |
 //! | [`picture`] | bytes to upright RGB, letterbox, drawing | nobody |
 //! | [`engine`] | executors of the network | `yolo`, `kernels` |
@@ -27,5 +28,6 @@ pub mod kernels;
 pub mod model;
 pub mod picture;
 pub mod pool;
+pub mod serve;
 pub mod store;
 pub mod yolo;

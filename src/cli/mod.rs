@@ -4,10 +4,12 @@ mod bench;
 mod completions;
 mod doctor;
 mod export;
+mod inference;
 mod model;
 mod plan;
 mod retry;
 mod run;
+mod serve;
 mod signals;
 mod status;
 mod verify;
@@ -51,6 +53,7 @@ enum Command {
     Status(status::Status),
     Verify(verify::Verify),
     Export(export::Export),
+    Serve(Box<serve::Serve>),
     #[command(subcommand)]
     Model(model::ModelCommand),
     Doctor(doctor::Doctor),
@@ -92,6 +95,7 @@ impl Cli {
             Command::Status(status) => status.execute(),
             Command::Verify(verify) => verify.execute(),
             Command::Export(export) => export.execute(),
+            Command::Serve(serve) => serve.execute(),
             Command::Model(model) => model.execute(),
             Command::Doctor(doctor) => doctor.execute(),
             Command::Bench(bench) => bench.execute(),

@@ -93,7 +93,7 @@ pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
     let out = job.as_ref().map(|job| quarantined(&spec.output, &job.id)).transpose()?;
     let out: BTreeSet<Key> = out.unwrap_or_default();
     sample.kept.retain(|object| {
-        picture_fault(object, spec.max_file, spec.limits.max_memory).is_none()
+        picture_fault(object, spec.inference.max_file, spec.inference.limits.max_memory).is_none()
             && !out.contains(&object.key)
     });
     let shares = shares(spec, &loaded, source.ahead())?;

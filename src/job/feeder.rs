@@ -73,13 +73,15 @@ pub(super) fn picture_fault(
             text("outside_link", "the symbolic link leaves the input (--follow-symlinks reads it)")
         }
         Identity::Missing => text("gone", "the list names it, and there is no such file"),
-        _ if object.size > max_file.min(max_memory) => {
-            let most = max_file.min(max_memory);
-            let size = object.size;
-            Some(("too_large", format!("the file has {size} bytes, the limit is {most}")))
-        }
-        _ => None,
+        _ => size_fault(object.size, max_file.min(max_memory)),
     }
+}
+
+/// What keeps a file of so many bytes from being read, where `most` are allowed.
+#[must_use]
+pub fn size_fault(size: u64, most: u64) -> Option<(&'static str, String)> {
+    let message = || format!("the file has {size} bytes, the limit is {most}");
+    (size > most).then(|| ("too_large", message()))
 }
 
 /// A picture that waits for its turn to be judged.

@@ -64,7 +64,7 @@ pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
     };
     let decode = json!({
         "decoders": DECODERS,
-        "truncated": match spec.limits.truncated {
+        "truncated": match spec.inference.limits.truncated {
             Truncated::Reject => "reject",
             Truncated::Accept => "accept",
         },
@@ -80,13 +80,13 @@ pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
         ("labels", json!(model.labels)),
         (NUMERIC_CLASS, json!(model.numeric_class)),
         ("numerics_version", json!(NUMERICS_VERSION)),
-        ("conf", json!(spec.conf)),
-        ("iou", json!(spec.iou)),
-        ("max_det", json!(spec.max_det)),
+        ("conf", json!(spec.inference.conf)),
+        ("iou", json!(spec.inference.iou)),
+        ("max_det", json!(spec.inference.max_det)),
         ("classes", json!(model.classes)),
-        ("agnostic", json!(spec.agnostic)),
+        ("agnostic", json!(spec.inference.agnostic)),
         ("imgsz", json!(model.imgsz)),
-        ("square", json!(spec.square)),
+        ("square", json!(spec.inference.square)),
         ("decode", decode),
         ("line_schema", json!(LINE_SCHEMA)),
         ("input", json!(input)),
@@ -102,14 +102,14 @@ pub(super) fn fingerprint(spec: &Spec, model: &ModelFacts) -> Fingerprint {
         ("since", json!(spec.since)),
         ("max_payload_bytes", json!(spec.caps.payload)),
         ("max_images", json!(spec.caps.pictures)),
-        ("max_pixels", json!(spec.limits.max_pixels)),
-        ("max_file_bytes", json!(spec.max_file)),
-        ("max_picture_memory", json!(spec.limits.max_memory)),
+        ("max_pixels", json!(spec.inference.limits.max_pixels)),
+        ("max_file_bytes", json!(spec.inference.max_file)),
+        ("max_picture_memory", json!(spec.inference.limits.max_memory)),
     ];
     // Only where they are asked for, so that the fingerprints of all other jobs stay as they were.
     let asked = [
         ("compress", spec.compress.fingerprint().map(|text| json!(text))),
-        ("boxes", (spec.boxes == BoxUnit::Normalized).then(|| json!("normalized"))),
+        ("boxes", (spec.inference.boxes == BoxUnit::Normalized).then(|| json!("normalized"))),
         ("retry", spec.retry.as_ref().map(|retry| json!(retry.output))),
     ];
     let asked = asked.into_iter().filter_map(|(name, value)| Some((name, value?)));

@@ -30,7 +30,7 @@ pub(super) struct Needs {
 
 /// A budget, divided.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Shares {
+pub struct Shares {
     /// The whole.
     pub budget: u64,
     /// Workers that fit.

@@ -13,6 +13,7 @@ pub mod export;
 mod feeder;
 mod fingerprint;
 mod gate;
+mod inference;
 mod line;
 mod lister;
 mod manifest;
@@ -42,14 +43,16 @@ pub use chain::Chain;
 pub use compress::Compress;
 pub use estimate::{Estimate, dry_run};
 pub use exit::{EXIT_HELP, Exit, JobError};
+pub use feeder::size_fault;
 pub use fingerprint::{Fingerprint, ModelFacts};
 pub use gate::{Gate, GateResult, Totals, judge};
+pub use inference::{Inference, Loaded, resolve_classes};
 pub use line::{
     BoxUnit, Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, Meta,
     write_detections, write_error,
 };
 pub use manifest::{Ancestor, Failure, Job, MANIFEST_SCHEMA, Manifest, Record, Success, part_name};
-pub use memory::{mib, peak};
+pub use memory::{Shares, mib, peak};
 pub use notices::{Ended, MOST_NAMED, Notices, failures};
 pub use pack::{CheckedPack, MadePack, check_packs, pack_model};
 pub use plan::{Batch, Caps, Cutter, PLAN_SCHEMA, PlanSummary, Segment, segment_name};
@@ -60,12 +63,12 @@ pub use runner::{Outcome, run};
 pub use sample::Sample;
 pub use select::{Names, is_picture_name};
 pub use session::{
-    Load, Loaded, Mode, Opened, Session, load_model, open, open_on, open_output, open_source,
+    Load, Mode, Opened, Session, load_model, open, open_on, open_output, open_source,
 };
 pub use settings::{S3Flags, Settings};
 pub use shard::{Shard, ShardArray, ShardChoice};
 pub use since::Known;
-pub use spec::{IfLocked, Input, MaxFailures, Spec};
+pub use spec::{IfLocked, Input, MaxFailures, Spec, parse_duration, parse_size};
 pub use survey::{State, Status, Survey};
 pub use tally::Tally;
 pub use terminal::{Progress, Standing, Terminal, Verbosity, tell};

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::exit::JobError;
-use super::fingerprint::{ModelFacts, check, fingerprint, numeric_class};
+use super::fingerprint::{check, fingerprint, numeric_class};
+use super::inference::Loaded;
 use super::line::longest_line;
 use super::manifest::{Job, MANIFEST_SCHEMA, Manifest};
-use super::memory::{Needs, Shares, divide};
-use super::pack::{self, Ready};
+use super::memory::Shares;
 use super::plan::segment_name;
 use super::planner::Terms;
 use super::select::Names;
@@ -24,10 +24,7 @@ use super::since::{Known, resolve};
 use super::spec::{IfLocked, Input, Spec};
 use super::strikes::{STRIKES, forget};
 use super::terminal::Terminal;
-use crate::engine::{self, Engine};
 use crate::failpoint;
-use crate::model::ModelFile;
-use crate::pool;
 use crate::store::{
     Hold, LARGEST_META, Listed, LocalSource, LocalStore, Location, LockError, Place, S3, S3Options,
     S3Source, S3SourceOptions, S3Store, Skip, Source, SourceOptions, Store, StoreError, is_list,
@@ -36,17 +33,6 @@ use crate::store::{
 
 /// The lock's name in an output.
 const LOCK: &str = "_manifest/lock";
-
-/// A loaded model and what the job asks of it.
-#[derive(Clone)]
-pub struct Loaded {
-    /// Executes the network.
-    pub engine: Arc<dyn Engine>,
-    /// Digest, labels, size, classes, numeric class.
-    pub facts: ModelFacts,
-    /// What people may want to know about where the weights came from.
-    pub notes: Vec<String>,
-}
 
 /// A job that this process may work on, for as long as it holds this.
 pub struct Session {
@@ -110,56 +96,13 @@ pub enum Opened {
 /// Reads the model that a job asks for, for the numeric class that the job has, if it has one.
 ///
 /// # Errors
-/// When it cannot be read, is no YOLOv8 detector, or lacks a class that was asked for; when this
-/// machine has no such arithmetic.
+/// As [`Inference::load`](super::Inference::load); when a gate is about a class that the model lacks.
 pub fn load_model(spec: &Spec, class: Option<&str>) -> Result<Loaded, JobError> {
-    let mut notes = Vec::new();
-    let file = ModelFile::find(&spec.model, &spec.s3)?;
-    let Ready { engine, sha256, labels, imgsz } =
-        match pack::load(&file, spec.precision, class, &mut notes)? {
-            Some(ready) => ready,
-            None => read_model(&file, spec, class)?,
-        };
-    let own = u32::try_from(imgsz).unwrap_or(640).clamp(32, 8192);
-    let imgsz = spec.imgsz.unwrap_or(own).next_multiple_of(32);
-    let classes =
-        spec.classes.as_ref().map(|wanted| resolve_classes(wanted, &labels)).transpose()?;
+    let loaded = spec.inference.load(&spec.s3, class)?;
     for gate in &spec.gates {
-        gate.check_class(&labels, classes.as_deref())?;
+        gate.check_class(&loaded.facts.labels, loaded.facts.classes.as_deref())?;
     }
-    let numeric_class = engine.numeric_class().to_owned();
-    let facts = ModelFacts { sha256, labels, imgsz, classes, numeric_class };
-    Ok(Loaded { engine, facts, notes })
-}
-
-/// The model from its checkpoint.
-fn read_model(file: &ModelFile, spec: &Spec, class: Option<&str>) -> Result<Ready, JobError> {
-    let model = file.read()?;
-    let (sha256, imgsz) = (model.sha256, model.info.imgsz);
-    let labels = model.network.labels.clone();
-    // The engine keeps its own form of the weights; this was the last use of the file's.
-    let engine = engine::open(Arc::new(model.network), spec.precision, class)
-        .map_err(|error| JobError::usage(&error))?;
-    Ok(Ready { engine, sha256, labels, imgsz })
-}
-
-fn resolve_classes(wanted: &[String], labels: &[String]) -> Result<Vec<u32>, JobError> {
-    let mut classes = Vec::new();
-    for word in wanted {
-        let word = word.trim();
-        let by_name = labels.iter().position(|label| label == word);
-        let by_number = || word.parse::<usize>().ok().filter(|&index| index < labels.len());
-        let Some(index) = by_name.or_else(by_number) else {
-            return Err(JobError::Usage(format!(
-                "--classes: the model has no class `{word}`; it has {}",
-                labels.join(", ")
-            )));
-        };
-        classes.push(index as u32);
-    }
-    classes.sort_unstable();
-    classes.dedup();
-    Ok(classes)
+    Ok(loaded)
 }
 
 /// Pictures that may be in open mini-batches before another one is opened: enough to keep every
@@ -174,20 +117,12 @@ pub(super) fn open_pictures(spec: &Spec, workers: usize, ahead: usize) -> usize 
 /// # Errors
 /// [`JobError::Usage`] when not even one worker fits.
 pub(super) fn shares(spec: &Spec, loaded: &Loaded, ahead: usize) -> Result<Shares, JobError> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let workers = spec.workers.unwrap_or(cores);
-    let facts = &loaded.facts;
-    let longest_label = facts.labels.iter().map(String::len).max().unwrap_or(0);
-    let side = facts.imgsz as usize;
+    let inference = &spec.inference;
+    let longest_label = loaded.facts.labels.iter().map(String::len).max().unwrap_or(0);
     let meta = if from_table(spec) { LARGEST_META as u64 + 8 } else { 0 };
-    let needs = Needs {
-        weights: loaded.engine.weight_bytes(),
-        arena: loaded.engine.scratch_bytes(side, side) + pool::kept_bytes(side),
-        parts: (open_pictures(spec, workers, ahead) + spec.caps.pictures) as u64
-            * (longest_line(spec.max_det, longest_label) + meta),
-        picture: spec.limits.max_memory,
-    };
-    divide(spec.memory_budget, workers, needs)
+    let pictures = open_pictures(spec, inference.workers(), ahead) + spec.caps.pictures;
+    inference
+        .shares(loaded, pictures as u64 * (longest_line(inference.max_det, longest_label) + meta))
 }
 
 /// How a job is opened.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::compress::Compress;
 use super::exit::JobError;
 use super::gate::Gate;
-use super::line::BoxUnit;
+use super::inference::Inference;
 use super::notices::Notices;
 use super::plan::Caps;
 use super::retry::Retry;
@@ -15,8 +15,6 @@ use super::sample::Sample;
 use super::settings::Settings;
 use super::shard::ShardChoice;
 use super::terminal::Progress;
-use crate::engine::Precision;
-use crate::picture::{Limits, Truncated};
 use crate::store::{IdentityKind, Location, Place, S3Options};
 
 /// Where the pictures come from.
@@ -55,34 +53,16 @@ pub enum MaxFailures {
 pub struct Spec {
     /// Every setting with its default filled in: for `--print-config` and `job.json`.
     pub settings: Settings,
-    /// The checkpoint.
-    pub model: PathBuf,
+    /// What is asked of the model.
+    pub inference: Inference,
     /// Where pictures come from.
     pub input: Input,
     /// Where results go.
     pub output: Place,
     /// How S3 is reached, if anything is there.
     pub s3: S3Options,
-    /// Least confidence.
-    pub conf: f64,
-    /// Overlap that makes two boxes one object.
-    pub iou: f64,
-    /// Most detections of a picture.
-    pub max_det: usize,
-    /// Longest side of the network's input; `None` is the model's own.
-    pub imgsz: Option<u32>,
-    /// The network's arithmetic.
-    pub precision: Precision,
-    /// Classes to keep, as given.
-    pub classes: Option<Vec<String>>,
-    /// Suppress across classes.
-    pub agnostic: bool,
-    /// Letterbox to a square.
-    pub square: bool,
     /// The column of a table that holds the keys.
     pub key_column: Option<String>,
-    /// What sides of boxes are counted in.
-    pub boxes: BoxUnit,
     /// `--include`.
     pub include: Vec<String>,
     /// `--exclude`.
@@ -101,10 +81,6 @@ pub struct Spec {
     pub identity: IdentityKind,
     /// No picture is fine.
     pub allow_empty: bool,
-    /// What a picture may be.
-    pub limits: Limits,
-    /// Largest file in bytes.
-    pub max_file: u64,
     /// `--max-failures`.
     pub max_failures: Option<MaxFailures>,
     /// Longest time for a mini-batch.
@@ -115,10 +91,6 @@ pub struct Spec {
     pub max_runtime: Option<Duration>,
     /// Which share of the mini-batches; `None` is all of them.
     pub shard: Option<ShardChoice>,
-    /// Worker threads; `None` is one for each core.
-    pub workers: Option<usize>,
-    /// Memory in bytes; `None` is the default rule.
-    pub memory_budget: Option<u64>,
     /// What a mini-batch may hold.
     pub caps: Caps,
     /// How parts are stored.
@@ -146,15 +118,16 @@ impl Spec {
     /// [`JobError::Usage`] naming the setting, its value and what it may be.
     pub fn new(given: Settings) -> Result<Spec, JobError> {
         let mut s = given.over(defaults());
+        let inference = Inference::from_filled(&s)?;
         let need = |path: &Option<PathBuf>, name: &str, what: &str| {
             path.clone().ok_or_else(|| usage(format!("--{name} is missing: {what}")))
         };
-        let model = need(&s.model, "model", "the checkpoint to run, for instance yolov8n.pt")?;
         let input = need(&s.input, "input", "a folder, a picture, a list, or -")?;
         let output = need(&s.output, "output", "the folder for the results")?;
         // They go into job.json, which is text. Keys inside the input may be any bytes.
         let others = [s.annotate.as_ref(), s.junit.as_ref(), s.prometheus.as_ref()];
-        for path in [Some(&model), Some(&input), Some(&output)].into_iter().chain(others) {
+        for path in [Some(&inference.model), Some(&input), Some(&output)].into_iter().chain(others)
+        {
             if let Some(path) = path.filter(|path| path.to_str().is_none()) {
                 let path = path.display();
                 return Err(usage(format!(
@@ -171,23 +144,6 @@ impl Spec {
             Place::S3(location) => Input::S3(location),
         };
         let s3 = s.s3()?;
-        let unit = |value: Option<f64>, name: &str| match value {
-            Some(value) if (0.0..=1.0).contains(&value) => Ok(value),
-            other => Err(usage(format!("--{name} is {}; it lies between 0 and 1", show(other)))),
-        };
-        let positive = |value: Option<f64>, name: &str| match value {
-            Some(value) if value > 0.0 && value.is_finite() => Ok((value * 1e6).round() as u64),
-            other => Err(usage(format!("--{name} is {}; it is a number above 0", show(other)))),
-        };
-        let at_least_one = |value: Option<usize>, name: &str| match value {
-            Some(0) => Err(usage(format!("--{name} is 0; it is at least 1"))),
-            other => Ok(other),
-        };
-        if let Some(imgsz) = s.imgsz
-            && !(32..=8192).contains(&imgsz)
-        {
-            return Err(usage(format!("--imgsz is {imgsz}; it lies between 32 and 8192")));
-        }
         if s.limit == Some(0) {
             return Err(usage("--limit is 0; it is at least 1".to_owned()));
         }
@@ -207,11 +163,6 @@ impl Spec {
             let what = "--annotate is --output; give annotated pictures a folder of their own";
             return Err(usage(what.to_owned()));
         }
-        let precision = match s.precision.as_deref() {
-            None => Precision::Auto,
-            Some(name) => Precision::from_str(name)
-                .map_err(|_| choice("precision", name, "auto, f32 or bf16"))?,
-        };
         let in_bucket = matches!(input, Input::S3(_));
         let default = if in_bucket { "etag" } else { "mtime" };
         s.identity.get_or_insert_with(|| default.to_owned());
@@ -225,17 +176,6 @@ impl Spec {
             Some("mtime") => IdentityKind::Mtime,
             Some("sha256") => IdentityKind::Sha256,
             Some(other) => return Err(choice("identity", other, "mtime, size or sha256")),
-        };
-        let truncated = match s.truncated.as_deref() {
-            None | Some("reject") => Truncated::Reject,
-            Some("accept") => Truncated::Accept,
-            Some(other) => return Err(choice("truncated", other, "reject or accept")),
-        };
-        let boxes = match s.boxes.as_deref() {
-            None => BoxUnit::Pixels,
-            Some(name) => {
-                name.parse().map_err(|()| choice("boxes", name, "pixels or normalized"))?
-            }
         };
         let compress = match s.compress.as_deref() {
             None => Compress::None,
@@ -270,26 +210,12 @@ impl Spec {
         if max_runtime.is_some_and(|time| time.is_zero()) {
             return Err(usage("--max-runtime is 0, in which nothing can be done".to_owned()));
         }
-        let limits = Limits {
-            max_pixels: s.max_pixels.unwrap_or_default(),
-            max_memory: size(s.max_picture_memory.as_deref(), "max-picture-memory")?.unwrap_or(0),
-            truncated,
-        };
         Ok(Spec {
-            model,
+            inference,
             input,
             output: place_of_output,
             s3,
-            conf: unit(s.conf, "conf")?,
-            iou: unit(s.iou, "iou")?,
-            max_det: at_least_one(s.max_det, "max-det")?.unwrap_or(1),
-            imgsz: s.imgsz.map(|imgsz| imgsz.next_multiple_of(32)),
-            precision,
-            classes: s.classes.clone().filter(|classes| !classes.is_empty()),
-            agnostic: s.agnostic == Some(true),
-            square: s.square == Some(true),
             key_column: s.key_column.clone(),
-            boxes,
             include: s.include.clone().unwrap_or_default(),
             exclude: s.exclude.clone().unwrap_or_default(),
             hidden: s.hidden == Some(true),
@@ -299,17 +225,13 @@ impl Spec {
             since: s.since.clone().unwrap_or_default(),
             identity,
             allow_empty: s.allow_empty == Some(true),
-            limits,
-            max_file: positive(s.max_file_mb, "max-file-mb")?,
             max_failures: s.max_failures.as_deref().map(max_failures).transpose()?,
             batch_timeout: duration(s.batch_timeout.as_deref().unwrap_or("1h"), "batch-timeout")?,
             grace: duration(s.grace.as_deref().unwrap_or("25s"), "grace")?,
             max_runtime,
             shard: s.shard.as_deref().map(str::parse).transpose()?,
-            workers: at_least_one(s.workers, "workers")?,
-            memory_budget: size(s.memory_budget.as_deref(), "memory-budget")?,
             caps: Caps {
-                payload: positive(s.max_payload_mb, "max-payload-mb")?,
+                payload: megabytes(s.max_payload_mb, "max-payload-mb")?,
                 pictures: at_least_one(s.max_images, "max-images")?.unwrap_or(1),
             },
             compress,
@@ -326,7 +248,7 @@ impl Spec {
 }
 
 /// `yolo predict`'s defaults where it has them.
-fn defaults() -> Settings {
+pub(super) fn defaults() -> Settings {
     Settings {
         conf: Some(0.25),
         iou: Some(0.7),
@@ -355,16 +277,46 @@ fn defaults() -> Settings {
     }
 }
 
-fn usage(message: String) -> JobError {
+pub(super) fn usage(message: String) -> JobError {
     JobError::Usage(message)
 }
 
-fn show<T: std::fmt::Display>(value: Option<T>) -> String {
+pub(super) fn show<T: std::fmt::Display>(value: Option<T>) -> String {
     value.map_or_else(|| "missing".to_owned(), |value| value.to_string())
 }
 
-fn choice(name: &str, given: &str, allowed: &str) -> JobError {
+pub(super) fn choice(name: &str, given: &str, allowed: &str) -> JobError {
     usage(format!("--{name} is `{given}`; it is {allowed}"))
+}
+
+pub(super) fn megabytes(value: Option<f64>, name: &str) -> Result<u64, JobError> {
+    match value {
+        Some(value) if value > 0.0 && value.is_finite() => Ok((value * 1e6).round() as u64),
+        other => Err(usage(format!("--{name} is {}; it is a number above 0", show(other)))),
+    }
+}
+
+pub(super) fn at_least_one(value: Option<usize>, name: &str) -> Result<Option<usize>, JobError> {
+    match value {
+        Some(0) => Err(usage(format!("--{name} is 0; it is at least 1"))),
+        other => Ok(other),
+    }
+}
+
+/// A time such as `25s` or `1h30m`, or a number of seconds.
+///
+/// # Errors
+/// [`JobError::Usage`] naming the flag.
+pub fn parse_duration(text: &str, name: &str) -> Result<Duration, JobError> {
+    duration(text, name)
+}
+
+/// A size such as `384MiB` or `2GB`.
+///
+/// # Errors
+/// [`JobError::Usage`] naming the flag.
+pub fn parse_size(text: &str, name: &str) -> Result<u64, JobError> {
+    Ok(size(Some(text), name)?.unwrap_or_default())
 }
 
 fn duration(text: &str, name: &str) -> Result<Duration, JobError> {
@@ -375,7 +327,7 @@ fn duration(text: &str, name: &str) -> Result<Duration, JobError> {
         .map_err(|_| usage(format!("--{name} is `{text}`; it is a time such as 25s, 90m or 1h30m")))
 }
 
-fn size(text: Option<&str>, name: &str) -> Result<Option<u64>, JobError> {
+pub(super) fn size(text: Option<&str>, name: &str) -> Result<Option<u64>, JobError> {
     let parse = |text: &str| match bytesize::ByteSize::from_str(text) {
         Ok(size) if size.as_u64() > 0 => Ok(size.as_u64()),
         _ => Err(usage(format!("--{name} is `{text}`; it is a size such as 384MiB or 2GB"))),
@@ -412,10 +364,13 @@ mod tests {
     #[test]
     fn the_defaults_are_those_of_yolo_predict() {
         let spec = Spec::new(minimal()).unwrap();
-        assert_eq!((spec.conf, spec.iou, spec.max_det, spec.imgsz), (0.25, 0.7, 300, None));
-        assert!(!spec.agnostic && !spec.square);
+        assert_eq!(
+            (spec.inference.conf, spec.inference.iou, spec.inference.max_det, spec.inference.imgsz),
+            (0.25, 0.7, 300, None)
+        );
+        assert!(!spec.inference.agnostic && !spec.inference.square);
         assert_eq!(spec.caps, Caps { payload: 100_000_000, pictures: 100 });
-        assert_eq!((spec.grace, spec.max_file), (Duration::from_secs(25), 256_000_000));
+        assert_eq!((spec.grace, spec.inference.max_file), (Duration::from_secs(25), 256_000_000));
         // What is printed or stored gives the same job again.
         let again = Spec::new(spec.settings.clone()).unwrap();
         assert_eq!(format!("{again:?}"), format!("{spec:?}"));
@@ -436,12 +391,12 @@ mod tests {
         })
         .unwrap();
         assert_eq!(spec.caps.payload, 500_000);
-        assert_eq!(spec.memory_budget, Some(1536 << 20));
+        assert_eq!(spec.inference.memory_budget, Some(1536 << 20));
         assert_eq!((spec.grace.as_secs(), spec.batch_timeout.as_secs()), (90, 90));
         assert_eq!(spec.max_runtime, Some(Duration::from_secs(6 * 3600)));
         assert_eq!(spec.max_failures, Some(MaxFailures::Share(0.025)));
         assert_eq!(spec.if_locked, IfLocked::Wait(Duration::from_secs(600)));
-        assert_eq!(spec.imgsz, Some(608));
+        assert_eq!(spec.inference.imgsz, Some(608));
     }
 
     #[test]

@@ -8,8 +8,9 @@ use embedded_graphics::mono_font::{MonoFont, MonoTextStyle, iso_8859_1};
 use embedded_graphics::pixelcolor::BinaryColor;
 use embedded_graphics::prelude::{DrawTarget, Drawable};
 use embedded_graphics::text::{Baseline, Text};
-use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
+use image::codecs::png::PngEncoder;
+use image::{ExtendedColorType, ImageEncoder};
 
 use super::decode::Picture;
 use super::error::PictureError;
@@ -54,11 +55,24 @@ pub struct Mark<'a> {
     pub score: f32,
 }
 
-/// `picture` with `marks` drawn on it, the first on top, as the bytes of a JPEG file.
+/// What a drawn picture is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// JPEG of quality 90.
+    Jpeg,
+    /// PNG, without loss.
+    Png,
+}
+
+/// `picture` with `marks` drawn on it, the first on top, as the bytes of a file.
 ///
 /// # Errors
 /// [`super::Code::Unsupported`] for a side over 65535 pixels, which no JPEG can have.
-pub fn annotate(picture: &Picture, marks: &[Mark]) -> Result<Vec<u8>, PictureError> {
+pub fn annotate(
+    picture: &Picture,
+    marks: &[Mark],
+    encoding: Encoding,
+) -> Result<Vec<u8>, PictureError> {
     let (Ok(width), Ok(height)) = (u16::try_from(picture.width), u16::try_from(picture.height))
     else {
         return Err(PictureError::unsupported(format_args!(
@@ -74,11 +88,17 @@ pub fn annotate(picture: &Picture, marks: &[Mark]) -> Result<Vec<u8>, PictureErr
     for mark in marks.iter().rev() {
         canvas.mark(mark);
     }
-    let mut jpeg = Vec::new();
-    JpegEncoder::new_with_quality(&mut jpeg, QUALITY)
-        .encode(&canvas.rgb, picture.width, picture.height, ExtendedColorType::Rgb8)
-        .map_err(|_| PictureError::internal())?;
-    Ok(jpeg)
+    let mut file = Vec::new();
+    let (rgb, form) = (&canvas.rgb, ExtendedColorType::Rgb8);
+    let (width, height) = (picture.width, picture.height);
+    match encoding {
+        Encoding::Jpeg => {
+            JpegEncoder::new_with_quality(&mut file, QUALITY).encode(rgb, width, height, form)
+        }
+        Encoding::Png => PngEncoder::new(&mut file).write_image(rgb, width, height, form),
+    }
+    .map_err(|_| PictureError::internal())?;
+    Ok(file)
 }
 
 struct Canvas {
@@ -206,10 +226,14 @@ mod tests {
     }
 
     fn drawn(picture: &Picture, marks: &[Mark]) -> image::RgbImage {
-        let jpeg = annotate(picture, marks).expect("drawn");
-        let image = image::load_from_memory(&jpeg).expect("a JPEG").into_rgb8();
-        assert_eq!(image.dimensions(), (picture.width, picture.height));
-        image
+        let read = |encoding| {
+            let file = annotate(picture, marks, encoding).expect("drawn");
+            image::load_from_memory(&file).expect("a picture").into_rgb8()
+        };
+        let (jpeg, png) = (read(Encoding::Jpeg), read(Encoding::Png));
+        assert_eq!(jpeg.dimensions(), (picture.width, picture.height));
+        assert_eq!(png.dimensions(), jpeg.dimensions());
+        jpeg
     }
 
     #[test]
@@ -247,9 +271,9 @@ mod tests {
 
     #[test]
     fn what_no_jpeg_can_hold_is_refused() {
-        let error = annotate(&gray(65_536, 1), &[]).expect_err("too wide");
+        let error = annotate(&gray(65_536, 1), &[], Encoding::Jpeg).expect_err("too wide");
         assert_eq!(error.code, super::super::Code::Unsupported);
         let short = Picture { width: 2, height: 2, rgb: vec![0; 3], truncated: false };
-        assert!(annotate(&short, &[]).is_err());
+        assert!(annotate(&short, &[], Encoding::Png).is_err());
     }
 }

@@ -18,7 +18,7 @@ mod other;
 mod probe;
 mod resize;
 
-pub use annotate::{Mark, annotate};
+pub use annotate::{Encoding, Mark, annotate};
 pub use decode::{Decoder, Picture, decode};
 pub use error::{Code, PictureError};
 pub use letterbox::{Letterbox, Letterboxer};

@@ -11,4 +11,6 @@ mod worker;
 
 pub use budget::{Budget, Closed, Ticket};
 pub use crash::CrashNote;
-pub use worker::{Analysis, Failure, Found, Idle, Outcome, Params, Pool, Spent, Work, kept_bytes};
+pub use worker::{
+    Analysis, Annotate, Failure, Found, Idle, Outcome, Params, Pool, Spent, Work, kept_bytes,
+};

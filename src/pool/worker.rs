@@ -13,7 +13,7 @@ use super::crash::{self, AtWork, CrashNote, SignalStack};
 use crate::engine::{Engine, Input, Team, Worker};
 use crate::failpoint;
 use crate::picture::{
-    Decoder, Letterbox, Letterboxer, Limits, Mark, Picture, PictureError, annotate, probe,
+    Decoder, Encoding, Letterbox, Letterboxer, Limits, Mark, Picture, PictureError, annotate, probe,
 };
 use crate::yolo::{Candidate, Nms, NmsOptions};
 
@@ -28,8 +28,25 @@ pub struct Params {
     pub square: bool,
     /// Which boxes are kept.
     pub nms: NmsOptions,
-    /// Draw them, with these names.
-    pub annotate: Option<Arc<[String]>>,
+    /// Draw them.
+    pub annotate: Option<Annotate>,
+}
+
+/// How boxes are drawn.
+#[derive(Clone, Debug)]
+pub struct Annotate {
+    /// Class names by index.
+    pub labels: Arc<[String]>,
+    /// What the drawn picture is written as.
+    pub encoding: Encoding,
+}
+
+impl Annotate {
+    /// As a JPEG.
+    #[must_use]
+    pub fn jpeg(labels: &[String]) -> Annotate {
+        Annotate { labels: labels.into(), encoding: Encoding::Jpeg }
+    }
 }
 
 /// A detected object in pixels of the upright picture.
@@ -54,7 +71,8 @@ pub struct Analysis {
     pub truncated: bool,
     /// By score, then class, then anchor.
     pub found: Vec<Found>,
-    /// The picture with its boxes, as JPEG, if asked for and possible: none for a side over 65,535.
+    /// The file of the picture with its boxes, if asked for and possible: none for a side over
+    /// 65,535.
     pub annotated: Option<Vec<u8>>,
 }
 
@@ -364,7 +382,7 @@ impl State {
             None => None,
             // What cannot be drawn (a side that no JPEG can have) has its line all the same: lines
             // do not depend on whether pictures are drawn.
-            Some(labels) => draw(picture, &found, labels).ok(),
+            Some(how) => draw(picture, &found, how).ok(),
         };
         spent.draw = start.elapsed();
         let Picture { width, height, truncated, .. } = *picture;
@@ -376,14 +394,14 @@ fn with_cause(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
-fn draw(picture: &Picture, found: &[Found], labels: &[String]) -> Result<Vec<u8>, PictureError> {
+fn draw(picture: &Picture, found: &[Found], how: &Annotate) -> Result<Vec<u8>, PictureError> {
     let mark = |one: &Found| Mark {
         bbox: one.bbox,
         class: one.class,
-        label: labels.get(one.class as usize).map_or("", String::as_str),
+        label: how.labels.get(one.class as usize).map_or("", String::as_str),
         score: one.score,
     };
-    annotate(picture, &found.iter().map(mark).collect::<Vec<_>>())
+    annotate(picture, &found.iter().map(mark).collect::<Vec<_>>(), how.encoding)
 }
 
 fn add(total: &AtomicU64, time: Duration) {
@@ -461,7 +479,7 @@ mod tests {
                 agnostic: false,
                 classes: None,
             },
-            annotate: Some(vec!["no".to_owned(), "yes".to_owned()].into()),
+            annotate: Some(Annotate::jpeg(&["no".to_owned(), "yes".to_owned()])),
         })
     }
 

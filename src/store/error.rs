@@ -51,7 +51,7 @@ impl StoreError {
         match self.source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::Full,
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Class::Denied,
-            io::ErrorKind::InvalidData => Class::Malformed,
+            io::ErrorKind::InvalidData | io::ErrorKind::FileTooLarge => Class::Malformed,
             _ => Class::Transient,
         }
     }

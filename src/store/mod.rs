@@ -18,6 +18,7 @@ mod local;
 mod names;
 mod place;
 mod reading;
+mod roots;
 mod s3;
 mod sorter;
 mod text;
@@ -35,6 +36,7 @@ pub use local::{
 pub use names::{annotated_name, name_of};
 pub use place::{Location, Place};
 pub use reading::{Reading, Writing};
+pub use roots::{RootError, Roots};
 pub use s3::{Checksums, Lease, S3, S3Options, S3Source, S3SourceOptions, S3Store, Traffic};
 pub use text::one_line;
 

@@ -36,9 +36,8 @@ use crate::job::spec::Spec;
 use crate::job::strikes::Strikes;
 use crate::job::tally::Tally;
 use crate::job::terminal::{Standing, Terminal};
-use crate::pool::{Budget, Idle, Params, Pool, Spent};
+use crate::pool::{Annotate, Budget, Idle, Params, Pool, Spent};
 use crate::store::{Hold, Place, Writing};
-use crate::yolo::NmsOptions;
 
 /// How often the clock is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -88,20 +87,8 @@ pub fn run(
 
 /// What a job asks of the pool.
 pub(super) fn pool_params(spec: &Spec, facts: &ModelFacts) -> Params {
-    Params {
-        limits: spec.limits,
-        imgsz: facts.imgsz,
-        square: spec.square,
-        nms: NmsOptions {
-            conf: spec.conf as f32,
-            iou: spec.iou as f32,
-            max_det: spec.max_det,
-            max_nms: 30_000,
-            agnostic: spec.agnostic,
-            classes: facts.classes.clone(),
-        },
-        annotate: spec.annotate.is_some().then(|| facts.labels.clone().into()),
-    }
+    let annotate = spec.annotate.as_ref().map(|_| Annotate::jpeg(&facts.labels));
+    Params { annotate, ..spec.inference.params(facts) }
 }
 
 /// A mini-batch that is being worked on.
@@ -187,7 +174,7 @@ impl<'a> Dispatcher<'a> {
         }
         terminal.detail(&format!(
             "model {}, {} classes, {} pixels, {}; {} workers, {} of memory; input {}",
-            spec.model.display(),
+            spec.inference.model.display(),
             facts.labels.len(),
             facts.imgsz,
             facts.numeric_class,
@@ -210,8 +197,8 @@ impl<'a> Dispatcher<'a> {
             budget: budget.clone(),
             params: Arc::new(pool_params(spec, facts)),
             labels: facts.labels.clone().into(),
-            boxes: spec.boxes,
-            max_file: spec.max_file,
+            boxes: spec.inference.boxes,
+            max_file: spec.inference.max_file,
             most_ahead: shares.most_ahead(),
             strikes: strikes.clone(),
             work: pool.queue(),

@@ -27,7 +27,7 @@ impl S3 {
         let size = head.size;
         if size > most {
             let what = format!("it has {size} bytes, more than {most}");
-            let error = io::Error::new(io::ErrorKind::InvalidData, what);
+            let error = io::Error::new(io::ErrorKind::FileTooLarge, what);
             return Err(StoreError::new("read", at.to_string(), error));
         }
         // Without a tag nothing says that two pieces are of one version.

@@ -1,0 +1,202 @@
+//! `haul serve`.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::inference::InferenceFlags;
+use crate::job::{Exit, Inference, JobError, S3Flags, parse_duration, parse_size};
+use crate::serve::{Config, DoorConfig, EndpointConfig, serve};
+use crate::store::Place;
+
+/// Answer over HTTP with the pool of a batch job: real-time, as SageMaker's endpoints and containers do
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  haul serve --model yolov8n.pt
+  curl --data-binary @bus.jpg localhost:8080/invocations?conf=0.4
+  curl --data-binary @bus.jpg -H 'Accept: image/jpeg' localhost:8080/invocations > seen.jpg")]
+pub(super) struct Serve {
+    #[command(flatten)]
+    inference: InferenceFlags,
+    /// Address to listen on [default: 127.0.0.1; in a SageMaker container 0.0.0.0]
+    #[arg(long, value_name = "ADDRESS", env = "HAUL_HOST", help_heading = "Server")]
+    host: Option<String>,
+    /// Port to listen on; 0 takes a free one and says which [default: 8080]
+    #[arg(long, value_name = "PORT", env = "HAUL_PORT", help_heading = "Server")]
+    port: Option<u16>,
+    /// The endpoint's name in /endpoints/NAME/invocations [default: the model's file name without suffix]
+    #[arg(long, value_name = "NAME", env = "HAUL_ENDPOINT_NAME", help_heading = "Server")]
+    endpoint_name: Option<String>,
+    /// Largest body of a real-time request, and picture that it names [default: 25MB]
+    #[arg(long, value_name = "SIZE", env = "HAUL_MAX_PAYLOAD", help_heading = "Limits")]
+    max_payload: Option<String>,
+    /// Longest time for a real-time request, from its headers to its answer [default: 60s]
+    #[arg(long, value_name = "TIME", env = "HAUL_TIMEOUT", help_heading = "Limits")]
+    timeout: Option<String>,
+    /// Requests that may be in at once, waiting or worked on; more are told to come again [default: 64]
+    #[arg(long, value_name = "N", env = "HAUL_MAX_REQUESTS", help_heading = "Limits")]
+    max_requests: Option<usize>,
+    /// Bytes that the bodies of all these may have together; who comes later waits [default: 256MiB]
+    #[arg(long, value_name = "SIZE", env = "HAUL_MAX_BODIES", help_heading = "Limits")]
+    max_bodies: Option<String>,
+    /// Folder or s3://BUCKET/PREFIX/ of which requests may name pictures (repeatable); there is none without
+    #[arg(
+        long,
+        value_name = "DIR|PREFIX",
+        env = "HAUL_ROOT",
+        value_delimiter = ',',
+        help_heading = "Server"
+    )]
+    root: Vec<PathBuf>,
+    /// Unload the model after so long without a request, and load it again for the next one
+    #[arg(long, value_name = "TIME", env = "HAUL_UNLOAD_AFTER", help_heading = "Server")]
+    unload_after: Option<String>,
+    /// After SIGTERM, finish requests that are in for so long [default: 25s]
+    #[arg(long, value_name = "TIME", env = "HAUL_GRACE", help_heading = "Server")]
+    grace: Option<String>,
+    #[command(flatten)]
+    s3: S3Flags,
+}
+
+impl Serve {
+    pub(super) fn execute(self) -> Result<Exit, JobError> {
+        serve(self.config()?)?;
+        Ok(Exit::Done)
+    }
+
+    fn config(&self) -> Result<Config, JobError> {
+        let mut settings = self.inference.settings();
+        let container = Container::look();
+        let contained = settings.model.is_none() && container.model_folder.is_dir();
+        if contained {
+            settings.model = Some(container.model()?);
+        }
+        let settings = settings.relative_to(Path::new(""))?;
+        let inference = Inference::new(settings)?;
+        let time = |given: &Option<String>, name, default| match given {
+            Some(text) => parse_duration(text, name),
+            None => Ok(default),
+        };
+        let size = |given: &Option<String>, name, default| match given {
+            Some(text) => parse_size(text, name),
+            None => Ok(default),
+        };
+        let max_payload = size(&self.max_payload, "max-payload", container.max_payload()?)?;
+        let host = self.host.as_deref().unwrap_or(if contained { "0.0.0.0" } else { "127.0.0.1" });
+        let port = match (self.port, contained) {
+            (Some(port), _) => port,
+            (None, true) => container.port()?,
+            (None, false) => 8080,
+        };
+        let name = match &self.endpoint_name {
+            Some(name) => name.clone(),
+            None => name_of(&inference.model),
+        };
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.len() > 63 || !name.chars().all(fits) {
+            return Err(JobError::Usage(format!(
+                "--endpoint-name is `{name}`; it has 1 to 63 letters, digits, `-`, `_` and `.`"
+            )));
+        }
+        let roots = self.root.iter().map(|root| Place::parse(root).map_err(JobError::Usage));
+        let most_bytes = size(&self.max_bodies, "max-bodies", 256 << 20)?;
+        Ok(Config {
+            endpoint: EndpointConfig {
+                name,
+                inference,
+                s3: self.s3.options()?,
+                most_requests: self.max_requests.unwrap_or(64).max(1),
+                most_bytes: most_bytes.max(max_payload),
+            },
+            doors: DoorConfig {
+                most_bytes: max_payload,
+                timeout: time(&self.timeout, "timeout", Duration::from_secs(60))?,
+            },
+            listen: address(host, port)?,
+            roots: roots.collect::<Result<_, _>>()?,
+            unload_after: match &self.unload_after {
+                Some(text) => Some(parse_duration(text, "unload-after")?),
+                None => None,
+            },
+            grace: time(&self.grace, "grace", Duration::from_secs(25))?,
+        })
+    }
+}
+
+/// The address of a host's name.
+fn address(host: &str, port: u16) -> Result<SocketAddr, JobError> {
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, port));
+    }
+    let wrong = |what: String| JobError::Usage(format!("--host is `{host}`: {what}"));
+    let mut found = (host, port).to_socket_addrs().map_err(|error| wrong(error.to_string()))?;
+    found.next().ok_or_else(|| wrong("it has no address".to_owned()))
+}
+
+/// An endpoint is named after its model's file.
+fn name_of(model: &Path) -> String {
+    let name = model.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    name.split('.').next().unwrap_or_default().to_owned()
+}
+
+/// What SageMaker tells a container.
+struct Container {
+    model_folder: PathBuf,
+}
+
+impl Container {
+    fn look() -> Container {
+        let base = std::env::var_os("SAGEMAKER_BASE_DIR");
+        let base = base.map_or_else(|| PathBuf::from("/opt/ml"), PathBuf::from);
+        Container { model_folder: base.join("model") }
+    }
+
+    /// The one checkpoint in the model's folder.
+    fn model(&self) -> Result<PathBuf, JobError> {
+        let folder = self.model_folder.display();
+        let wrong = |what: String| JobError::Usage(format!("`{folder}`: {what}"));
+        let read = |error: std::io::Error| wrong(format!("cannot list it: {error}"));
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.model_folder).map_err(read)? {
+            let path = entry.map_err(read)?.path();
+            let suffix = path.extension().and_then(|suffix| suffix.to_str());
+            if matches!(suffix, Some("pt" | "safetensors")) {
+                found.push(path);
+            }
+        }
+        match found.as_slice() {
+            [one] => Ok(one.clone()),
+            [] => {
+                Err(wrong("there is no .pt or .safetensors in it (name one with --model)".into()))
+            }
+            _ => Err(wrong("there are several checkpoints in it (name one with --model)".into())),
+        }
+    }
+
+    fn port(&self) -> Result<u16, JobError> {
+        match std::env::var("SAGEMAKER_BIND_TO_PORT") {
+            Err(_) => Ok(8080),
+            Ok(text) => text.trim().parse().map_err(|_| {
+                JobError::Usage(format!("SAGEMAKER_BIND_TO_PORT is `{text}`; it is a port"))
+            }),
+        }
+    }
+
+    /// In batch transform the job says how large payloads are; 0 is without a limit, which is what
+    /// AWS allows at most.
+    fn max_payload(&self) -> Result<u64, JobError> {
+        match std::env::var("SAGEMAKER_MAX_PAYLOAD_IN_MB") {
+            Err(_) => Ok(25_000_000),
+            Ok(text) => match text.trim().parse::<u64>() {
+                Ok(0) => Ok(100 << 20),
+                Ok(megabytes) if megabytes <= 100 => Ok(megabytes << 20),
+                _ => Err(JobError::Usage(format!(
+                    "SAGEMAKER_MAX_PAYLOAD_IN_MB is `{text}`; it lies between 0 and 100"
+                ))),
+            },
+        }
+    }
+}

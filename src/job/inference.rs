@@ -1,0 +1,224 @@
+//! What is asked of a model, whichever front end asks: checked once, loaded, and put to the pool.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::exit::JobError;
+use super::fingerprint::ModelFacts;
+use super::line::BoxUnit;
+use super::memory::{Needs, Shares, divide};
+use super::pack::{self, Ready};
+use super::settings::Settings;
+use super::spec::{at_least_one, choice, defaults, megabytes, show, size, usage};
+use crate::engine::{self, Engine, Precision};
+use crate::model::ModelFile;
+use crate::picture::{Limits, Truncated};
+use crate::pool::{self, Params};
+use crate::store::S3Options;
+use crate::yolo::NmsOptions;
+
+/// A checkpoint, and what is asked of it.
+#[derive(Clone, Debug)]
+pub struct Inference {
+    /// The checkpoint.
+    pub model: PathBuf,
+    /// Least confidence.
+    pub conf: f64,
+    /// Overlap that makes two boxes one object.
+    pub iou: f64,
+    /// Most detections of a picture.
+    pub max_det: usize,
+    /// Longest side of the network's input; `None` is the model's own.
+    pub imgsz: Option<u32>,
+    /// The network's arithmetic.
+    pub precision: Precision,
+    /// Classes to keep, as given.
+    pub classes: Option<Vec<String>>,
+    /// Suppress across classes.
+    pub agnostic: bool,
+    /// Letterbox to a square.
+    pub square: bool,
+    /// What sides of boxes are counted in.
+    pub boxes: BoxUnit,
+    /// What a picture may be.
+    pub limits: Limits,
+    /// Largest file in bytes.
+    pub max_file: u64,
+    /// Worker threads; `None` is one for each core.
+    pub workers: Option<usize>,
+    /// Memory in bytes; `None` is the default rule.
+    pub memory_budget: Option<u64>,
+}
+
+/// A loaded model and what is asked of it.
+#[derive(Clone)]
+pub struct Loaded {
+    /// Executes the network.
+    pub engine: Arc<dyn Engine>,
+    /// Digest, labels, size, classes, numeric class.
+    pub facts: ModelFacts,
+    /// What people may want to know about where the weights came from.
+    pub notes: Vec<String>,
+}
+
+impl Inference {
+    /// Checks the settings that are about inference, and fills in the defaults.
+    ///
+    /// # Errors
+    /// [`JobError::Usage`] naming the setting, its value and what it may be.
+    pub fn new(given: Settings) -> Result<Inference, JobError> {
+        Inference::from_filled(&given.over(defaults()))
+    }
+
+    /// The same of settings that have their defaults.
+    pub(super) fn from_filled(s: &Settings) -> Result<Inference, JobError> {
+        let Some(model) = s.model.clone() else {
+            let what = "--model is missing: the checkpoint to run, for instance yolov8n.pt";
+            return Err(usage(what.to_owned()));
+        };
+        let unit = |value: Option<f64>, name: &str| match value {
+            Some(value) if (0.0..=1.0).contains(&value) => Ok(value),
+            other => Err(usage(format!("--{name} is {}; it lies between 0 and 1", show(other)))),
+        };
+        if let Some(imgsz) = s.imgsz
+            && !(32..=8192).contains(&imgsz)
+        {
+            return Err(usage(format!("--imgsz is {imgsz}; it lies between 32 and 8192")));
+        }
+        let precision = match s.precision.as_deref() {
+            None => Precision::Auto,
+            Some(name) => {
+                name.parse().map_err(|_| choice("precision", name, "auto, f32 or bf16"))?
+            }
+        };
+        let truncated = match s.truncated.as_deref() {
+            None | Some("reject") => Truncated::Reject,
+            Some("accept") => Truncated::Accept,
+            Some(other) => return Err(choice("truncated", other, "reject or accept")),
+        };
+        let boxes = match s.boxes.as_deref() {
+            None => BoxUnit::Pixels,
+            Some(name) => {
+                name.parse().map_err(|()| choice("boxes", name, "pixels or normalized"))?
+            }
+        };
+        let limits = Limits {
+            max_pixels: s.max_pixels.unwrap_or_default(),
+            max_memory: size(s.max_picture_memory.as_deref(), "max-picture-memory")?.unwrap_or(0),
+            truncated,
+        };
+        Ok(Inference {
+            model,
+            conf: unit(s.conf, "conf")?,
+            iou: unit(s.iou, "iou")?,
+            max_det: at_least_one(s.max_det, "max-det")?.unwrap_or(1),
+            imgsz: s.imgsz.map(|imgsz| imgsz.next_multiple_of(32)),
+            precision,
+            classes: s.classes.clone().filter(|classes| !classes.is_empty()),
+            agnostic: s.agnostic == Some(true),
+            square: s.square == Some(true),
+            boxes,
+            limits,
+            max_file: megabytes(s.max_file_mb, "max-file-mb")?,
+            workers: at_least_one(s.workers, "workers")?,
+            memory_budget: size(s.memory_budget.as_deref(), "memory-budget")?,
+        })
+    }
+
+    /// Reads the model, for the numeric class of a job that exists, if there is one.
+    ///
+    /// # Errors
+    /// When it cannot be read, is no YOLOv8 detector, or lacks a class that was asked for; when this
+    /// machine has no such arithmetic.
+    pub fn load(&self, s3: &S3Options, class: Option<&str>) -> Result<Loaded, JobError> {
+        let mut notes = Vec::new();
+        let file = ModelFile::find(&self.model, s3)?;
+        let Ready { engine, sha256, labels, imgsz } =
+            match pack::load(&file, self.precision, class, &mut notes)? {
+                Some(ready) => ready,
+                None => self.read(&file, class)?,
+            };
+        let own = u32::try_from(imgsz).unwrap_or(640).clamp(32, 8192);
+        let imgsz = self.imgsz.unwrap_or(own).next_multiple_of(32);
+        let classes =
+            self.classes.as_ref().map(|wanted| resolve_classes(wanted, &labels)).transpose()?;
+        let numeric_class = engine.numeric_class().to_owned();
+        let facts = ModelFacts { sha256, labels, imgsz, classes, numeric_class };
+        Ok(Loaded { engine, facts, notes })
+    }
+
+    /// The model from its checkpoint.
+    fn read(&self, file: &ModelFile, class: Option<&str>) -> Result<Ready, JobError> {
+        let model = file.read()?;
+        let (sha256, imgsz) = (model.sha256, model.info.imgsz);
+        let labels = model.network.labels.clone();
+        // The engine keeps its own form of the weights; this was the last use of the file's.
+        let engine = engine::open(Arc::new(model.network), self.precision, class)
+            .map_err(|error| JobError::usage(&error))?;
+        Ok(Ready { engine, sha256, labels, imgsz })
+    }
+
+    /// What is asked of the pool for each picture.
+    #[must_use]
+    pub fn params(&self, facts: &ModelFacts) -> Params {
+        Params {
+            limits: self.limits,
+            imgsz: facts.imgsz,
+            square: self.square,
+            nms: NmsOptions {
+                conf: self.conf as f32,
+                iou: self.iou as f32,
+                max_det: self.max_det,
+                max_nms: 30_000,
+                agnostic: self.agnostic,
+                classes: facts.classes.clone(),
+            },
+            annotate: None,
+        }
+    }
+
+    /// Worker threads that are asked for.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.workers.unwrap_or(cores)
+    }
+
+    /// Divides the memory budget among the workers; `answers` bytes are kept for what is written.
+    ///
+    /// # Errors
+    /// [`JobError::Usage`] when not even one worker fits.
+    pub fn shares(&self, loaded: &Loaded, answers: u64) -> Result<Shares, JobError> {
+        let side = loaded.facts.imgsz as usize;
+        let needs = Needs {
+            weights: loaded.engine.weight_bytes(),
+            arena: loaded.engine.scratch_bytes(side, side) + pool::kept_bytes(side),
+            parts: answers,
+            picture: self.limits.max_memory,
+        };
+        divide(self.memory_budget, self.workers(), needs)
+    }
+}
+
+/// The numbers of classes that were asked for by name or number, each once, in order.
+///
+/// # Errors
+/// [`JobError::Usage`] naming the one that the model has not.
+pub fn resolve_classes(wanted: &[String], labels: &[String]) -> Result<Vec<u32>, JobError> {
+    let mut classes = Vec::new();
+    for word in wanted {
+        let word = word.trim();
+        let by_name = labels.iter().position(|label| label == word);
+        let by_number = || word.parse::<usize>().ok().filter(|&index| index < labels.len());
+        let Some(index) = by_name.or_else(by_number) else {
+            return Err(JobError::Usage(format!(
+                "--classes: the model has no class `{word}`; it has {}",
+                labels.join(", ")
+            )));
+        };
+        classes.push(index as u32);
+    }
+    classes.sort_unstable();
+    classes.dedup();
+    Ok(classes)
+}

@@ -1,0 +1,424 @@
+//! The endpoint: one model behind all doors, loaded when it is wanted.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use tokio::sync::watch;
+
+use super::desk::{Counter, Desk, Priority};
+use super::invocation::{Form, Options};
+use super::metrics::Metrics;
+use super::problem::Problem;
+use crate::job::{BoxUnit, Inference, JobError, Loaded, ModelFacts, size_fault, write_detections};
+use crate::picture::Encoding;
+use crate::pool::{Annotate, Budget, Failure, Idle, Params, Pool, Spent};
+use crate::store::{Roots, S3Options};
+
+/// After a model could not be loaded, the next request tries again this much later.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// How long a pool's workers are waited for when its model is unloaded.
+const PARTING: Duration = Duration::from_secs(5);
+
+/// What an endpoint is, as it was asked for.
+#[derive(Clone, Debug)]
+pub struct EndpointConfig {
+    /// Its name in paths.
+    pub name: String,
+    /// The model, and what is asked of it.
+    pub inference: Inference,
+    /// How S3 is reached.
+    pub s3: S3Options,
+    /// Requests that may be in at once, whoever sent them.
+    pub most_requests: usize,
+    /// Bytes that their bodies may have together.
+    pub most_bytes: u64,
+}
+
+/// One model behind all doors.
+pub struct Endpoint {
+    config: EndpointConfig,
+    desk: Arc<Desk>,
+    metrics: Metrics,
+    roots: Roots,
+    model: watch::Sender<Model>,
+    /// A worker has failed since the model last answered.
+    suspect: AtomicBool,
+    /// When a request last came or went, in milliseconds since the start.
+    used: AtomicU64,
+    start: Instant,
+}
+
+#[derive(Clone)]
+enum Model {
+    Cold,
+    Loading,
+    Ready(Arc<Ready>),
+    Broken(Arc<JobError>, Instant),
+}
+
+/// A model that is loaded. Whoever holds this keeps it loaded.
+pub struct Ready {
+    /// Labels, size, numeric class.
+    pub facts: ModelFacts,
+    /// What the pool is asked where a request says nothing.
+    pub params: Params,
+    /// What sides of boxes are counted in where a request says nothing.
+    pub unit: BoxUnit,
+    /// Workers.
+    pub workers: usize,
+    /// What the memory budget is.
+    pub budget: u64,
+    /// What there is to say about the model and the workers.
+    pub notes: Vec<String>,
+    /// How long it took to have it ready.
+    pub setup: Duration,
+    pool: Option<Pool>,
+    idle: Arc<Idle>,
+    /// What of it is in the metrics already.
+    counted: Mutex<Duration>,
+}
+
+impl Ready {
+    /// Time that workers have waited for pictures since this was asked last.
+    fn idled(&self) -> Duration {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.idle.queue();
+        now.saturating_sub(std::mem::replace(&mut counted, now))
+    }
+}
+
+/// What a picture came to.
+#[derive(Debug)]
+pub struct Answer {
+    /// What the bytes are.
+    pub form: Form,
+    /// The line, with its line feed, or a picture.
+    pub bytes: Vec<u8>,
+    /// Where the worker's time went.
+    pub spent: Spent,
+}
+
+impl Answer {
+    /// Time in which a worker was busy with it.
+    #[must_use]
+    pub fn model_time(&self) -> Duration {
+        let Spent { decode, letterbox, infer, boxes, draw } = self.spent;
+        decode + letterbox + infer + boxes + draw
+    }
+}
+
+impl Endpoint {
+    /// An endpoint whose model is not loaded yet. `roots` is what its clients may name.
+    #[must_use]
+    pub fn new(config: EndpointConfig, roots: Roots) -> Arc<Endpoint> {
+        Arc::new(Endpoint {
+            desk: Desk::new(config.most_requests, config.most_bytes),
+            metrics: Metrics::new(&config.name),
+            roots,
+            model: watch::Sender::new(Model::Cold),
+            suspect: AtomicBool::new(false),
+            used: AtomicU64::new(0),
+            start: Instant::now(),
+            config,
+        })
+    }
+
+    /// Its name in paths.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// What it was asked for.
+    #[must_use]
+    pub fn config(&self) -> &EndpointConfig {
+        &self.config
+    }
+
+    /// Where requests are let in.
+    #[must_use]
+    pub fn desk(&self) -> &Arc<Desk> {
+        &self.desk
+    }
+
+    /// Its metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// What its clients may name.
+    #[must_use]
+    pub fn roots(&self) -> &Roots {
+        &self.roots
+    }
+
+    /// When it was made.
+    #[must_use]
+    pub fn start(&self) -> Instant {
+        self.start
+    }
+
+    /// Metrics as Prometheus reads them, with what is counted now.
+    ///
+    /// # Errors
+    /// What cannot be written.
+    pub fn metrics_text(&self) -> Result<String, Problem> {
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.metrics.concurrent.set(count(self.desk.inside()));
+        self.metrics.queue_depth.set(count(self.desk.waiting()));
+        self.metrics.workers_busy.set(count(self.desk.busy()));
+        let ready = self.loaded();
+        self.metrics.model_loaded.set(i64::from(ready.is_some()));
+        ready.iter().for_each(|ready| self.metrics.idle.inc_by(ready.idled().as_secs_f64()));
+        self.metrics.workers.set(ready.as_ref().map_or(0, |ready| count(ready.workers)));
+        self.metrics.text().map_err(|error| Problem::internal(error.to_string()))
+    }
+
+    /// The model, if it is loaded now.
+    #[must_use]
+    pub fn loaded(&self) -> Option<Arc<Ready>> {
+        match &*self.model.borrow() {
+            Model::Ready(ready) => Some(ready.clone()),
+            _ => None,
+        }
+    }
+
+    /// The model, loaded if it was not; whoever comes meanwhile waits too.
+    ///
+    /// # Errors
+    /// [`Problem`] when it cannot be loaded.
+    pub async fn ready(self: &Arc<Endpoint>) -> Result<Arc<Ready>, Problem> {
+        let mut changes = self.model.subscribe();
+        let begun = self.model.send_if_modified(|model| {
+            let begin = match model {
+                Model::Cold => true,
+                Model::Broken(_, when) => when.elapsed() > AGAIN,
+                Model::Loading | Model::Ready(_) => false,
+            };
+            if begin {
+                *model = Model::Loading;
+            }
+            begin
+        });
+        if begun {
+            let endpoint = self.clone();
+            let load = move || endpoint.load();
+            let started = std::thread::Builder::new().name("loader".into()).spawn(load);
+            if let Err(error) = started {
+                let error = JobError::Internal(format!("cannot start the loader thread: {error}"));
+                self.model.send_replace(Model::Broken(error.into(), Instant::now()));
+            }
+        }
+        let settled = changes
+            .wait_for(|model| matches!(model, Model::Ready(_) | Model::Broken(..)))
+            .await
+            .map(|model| model.clone());
+        match settled {
+            Ok(Model::Ready(ready)) => Ok(ready),
+            Ok(Model::Broken(error, _)) => Err(Problem::internal(format!("the model: {error}"))),
+            _ => Err(Problem::internal("the endpoint is going away")),
+        }
+    }
+
+    /// Loads the model; on a thread of its own.
+    fn load(self: Arc<Endpoint>) {
+        let begun = Instant::now();
+        let settled = match self.prepare(begun) {
+            Ok(ready) => {
+                self.metrics.model_setup.observe(ready.setup.as_secs_f64());
+                Model::Ready(Arc::new(ready))
+            }
+            Err(error) => {
+                tracing::error!(%error, "the model cannot be loaded");
+                Model::Broken(error.into(), Instant::now())
+            }
+        };
+        self.used();
+        self.model.send_replace(settled);
+    }
+
+    fn prepare(&self, begun: Instant) -> Result<Ready, JobError> {
+        let EndpointConfig { inference, s3, .. } = &self.config;
+        let loaded = inference.load(s3, None)?;
+        let shares = inference.shares(&loaded, 0)?;
+        let Loaded { engine, facts, mut notes } = loaded;
+        notes.extend(shares.note);
+        let workers = shares.workers;
+        let pool = Pool::start(&engine, workers, workers).map_err(JobError::Internal)?;
+        let budget = Budget::new(shares.free, shares.reserve);
+        self.desk.open(Some(Counter { queue: pool.queue(), budget, workers }));
+        Ok(Ready {
+            params: inference.params(&facts),
+            unit: inference.boxes,
+            facts,
+            workers,
+            budget: shares.budget,
+            notes,
+            setup: begun.elapsed(),
+            idle: pool.idle(),
+            counted: Mutex::default(),
+            pool: Some(pool),
+        })
+    }
+
+    /// Unloads the model if nobody uses it and nobody has for so long.
+    pub fn unload_after(&self, patience: Duration) -> bool {
+        if self.idle_for() < patience {
+            return false;
+        }
+        let mut parting = None;
+        self.model.send_if_modified(|model| match model {
+            // Nobody gets it while the watch is locked, and nobody has it.
+            Model::Ready(ready) if Arc::strong_count(ready) == 1 => {
+                self.desk.open(None);
+                let Model::Ready(ready) = std::mem::replace(model, Model::Cold) else {
+                    unreachable!("it was just looked at")
+                };
+                parting = Arc::into_inner(ready);
+                true
+            }
+            _ => false,
+        });
+        let Some(mut ready) = parting else { return false };
+        self.metrics.idle.inc_by(ready.idled().as_secs_f64());
+        if let Some(pool) = ready.pool.take() {
+            pool.stop(PARTING);
+        }
+        true
+    }
+
+    /// For how long no request has been in.
+    #[must_use]
+    pub fn idle_for(&self) -> Duration {
+        if self.desk.inside() > 0 {
+            return Duration::ZERO;
+        }
+        let used = Duration::from_millis(self.used.load(Ordering::Relaxed));
+        self.start.elapsed().saturating_sub(used)
+    }
+
+    /// Somebody uses it.
+    pub fn used(&self) {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.used.store(now, Ordering::Relaxed);
+    }
+
+    /// What is in a picture.
+    ///
+    /// # Errors
+    /// [`Problem`] of the picture, of what was asked of it, or of the worker.
+    pub async fn infer(
+        self: &Arc<Endpoint>,
+        bytes: Vec<u8>,
+        options: &Options,
+        form: Form,
+        priority: Priority,
+    ) -> Result<Answer, Problem> {
+        let ready = self.ready().await?;
+        self.used();
+        let key = options.key();
+        let (mut params, unit) = options.settle(&ready.params, ready.unit, &ready.facts)?;
+        let inference = &self.config.inference;
+        let most = inference.max_file.min(inference.limits.max_memory);
+        if let Some((code, message)) = size_fault(bytes.len() as u64, most) {
+            return Err(Problem::picture(&key, code, "fetch", &message));
+        }
+        let drawn = |encoding| Annotate { labels: ready.facts.labels.clone().into(), encoding };
+        params.annotate = match form {
+            Form::Json => None,
+            Form::Jpeg => Some(drawn(Encoding::Jpeg)),
+            Form::Png => Some(drawn(Encoding::Png)),
+        };
+        let pending = self.desk.submit(bytes, Arc::new(params), priority);
+        let outcome = pending.answer().await;
+        self.used();
+        let Some(outcome) = outcome else {
+            return Err(Problem::internal("the workers are gone"));
+        };
+        match outcome.result {
+            Ok(analysis) => {
+                self.suspect.store(false, Ordering::Relaxed);
+                let bytes = match form {
+                    Form::Json => {
+                        let (mut line, labels) = (Vec::new(), &ready.facts.labels);
+                        write_detections(&mut line, &key, None, &analysis, labels, unit);
+                        line
+                    }
+                    Form::Jpeg | Form::Png => analysis.annotated.ok_or_else(|| {
+                        let message = "the picture has a side over 65535 pixels and is not drawn";
+                        Problem::new(StatusCode::BAD_REQUEST, "unsupported", message)
+                    })?,
+                };
+                Ok(Answer { form, bytes, spent: outcome.spent })
+            }
+            Err(Failure::Picture(error)) => {
+                let code = error.code.as_str();
+                Err(Problem::picture(&key, code, "decode", &error.message))
+            }
+            Err(Failure::Worker(text)) => {
+                self.suspect.store(true, Ordering::Relaxed);
+                tracing::error!(error = %text, "a worker failed");
+                Err(Problem::internal(text))
+            }
+            Err(Failure::Cancelled) => Err(Problem::internal("nobody waited for it any more")),
+        }
+    }
+
+    /// Whether it can answer: at once if nothing has failed, else by running the model once. A
+    /// model that was unloaded counts as well; one that is being loaded does not.
+    ///
+    /// # Errors
+    /// [`Problem`] that says why not.
+    pub async fn health(self: &Arc<Endpoint>) -> Result<(), Problem> {
+        let unavailable =
+            |text: String| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text);
+        let model = self.model.borrow().clone();
+        match model {
+            Model::Loading => return Err(unavailable("the model is being loaded".to_owned())),
+            Model::Broken(error, _) => return Err(unavailable(format!("the model: {error}"))),
+            Model::Cold => return Ok(()),
+            Model::Ready(_) => {}
+        }
+        if !self.suspect.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let options = Options::default();
+        let trial = self.infer(gray(), &options, Form::Json, Priority::Health);
+        trial.await.map(drop).map_err(|problem| unavailable(problem.message))
+    }
+
+    /// Why the model could not be loaded, if it could not.
+    #[must_use]
+    pub fn broken(&self) -> Option<Arc<JobError>> {
+        match &*self.model.borrow() {
+            Model::Broken(error, _) => Some(error.clone()),
+            _ => None,
+        }
+    }
+
+    /// Lets the pool go, whoever still waits for it.
+    pub fn close(&self) {
+        self.desk.open(None);
+        self.model.send_replace(Model::Cold);
+    }
+}
+
+/// A small picture without anything in it.
+fn gray() -> Vec<u8> {
+    const SIDE: u32 = 32;
+    let size = 54 + SIDE * SIDE * 3;
+    let mut file = b"BM".to_vec();
+    for number in [size, 0, 54, 40, SIDE, SIDE] {
+        file.extend(number.to_le_bytes());
+    }
+    for number in [1u16, 24] {
+        file.extend(number.to_le_bytes());
+    }
+    file.resize(54, 0);
+    file.resize(size as usize, 114);
+    file
+}

@@ -1,0 +1,82 @@
+//! Answers and problems as HTTP responses, on plain routes and on those of SageMaker's runtime.
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+
+use crate::serve::endpoint::Answer;
+use crate::serve::problem::{Problem, RuntimeProblem};
+
+/// How long SageMaker's clients are told to wait, at most: they would not wait longer.
+const MOST_WAIT: u128 = 5_000;
+
+/// A handler's result on a plain route.
+#[derive(Debug)]
+pub struct Reply(pub Result<Answer, Problem>);
+
+impl IntoResponse for Reply {
+    fn into_response(self) -> Response {
+        match self.0 {
+            Ok(answer) => of_answer(answer),
+            Err(problem) => {
+                let mut response = json(problem.status, problem.body());
+                if let Some(wait) = problem.retry_after {
+                    let seconds = HeaderValue::from(wait.as_secs().max(1));
+                    response.headers_mut().insert(header::RETRY_AFTER, seconds);
+                }
+                response
+            }
+        }
+    }
+}
+
+/// A handler's result on a route of SageMaker's runtime.
+#[derive(Debug)]
+pub(super) struct RuntimeReply(pub(super) Result<Answer, Problem>);
+
+impl IntoResponse for RuntimeReply {
+    fn into_response(self) -> Response {
+        match self.0 {
+            Ok(answer) => {
+                let mut response = of_answer(answer);
+                let variant = HeaderValue::from_static("AllTraffic");
+                response.headers_mut().insert("x-amzn-invoked-production-variant", variant);
+                response
+            }
+            Err(problem) => {
+                let mut response = problem.of_runtime().into_response();
+                if let Some(wait) = problem.retry_after {
+                    let millis = wait.as_millis().min(MOST_WAIT) as u64;
+                    let headers = response.headers_mut();
+                    headers.insert("x-amz-retry-after", HeaderValue::from(millis));
+                    headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+                }
+                response
+            }
+        }
+    }
+}
+
+impl IntoResponse for RuntimeProblem {
+    fn into_response(self) -> Response {
+        let mut response = json(self.status, self.body.to_string().into_bytes());
+        // Clients take the exception from here, and not from the body.
+        response.headers_mut().insert("x-amzn-errortype", HeaderValue::from_static(self.kind));
+        response
+    }
+}
+
+fn of_answer(answer: Answer) -> Response {
+    let kind = HeaderValue::from_static(answer.form.content_type());
+    let mut response = Response::new(Body::from(answer.bytes));
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+fn json(status: StatusCode, body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}

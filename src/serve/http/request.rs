@@ -1,0 +1,66 @@
+//! Reading a request's body within its limits.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{HeaderMap, StatusCode, header};
+use http_body_util::BodyExt as _;
+
+use crate::serve::desk::{Desk, Room};
+use crate::serve::problem::Problem;
+
+/// What a client still sends after it was refused is read for so long, …
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+/// … and so many bytes of it: a client that is still writing would else see a reset connection
+/// where its refusal should be.
+const DRAIN_BYTES: u64 = 256 << 20;
+
+/// Reads a body of at most `most` bytes. The room that it takes is kept with it.
+///
+/// # Errors
+/// [`Problem`] when it has more, or does not come.
+pub(super) async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    most: u64,
+    desk: &Desk,
+) -> Result<(Vec<u8>, Room), Problem> {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let announced: Option<u64> = announced.and_then(|text| text.parse().ok());
+    if announced.is_some_and(|bytes| bytes > most) {
+        drain(body).await;
+        return Err(Problem::too_large(most));
+    }
+    let room = desk.room(announced.unwrap_or(most)).await;
+    let mut bytes = Vec::with_capacity(announced.map_or(0, |bytes| bytes as usize));
+    let mut body = body;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            let text = format!("the body did not come whole: {error}");
+            Problem::new(StatusCode::BAD_REQUEST, "incomplete_body", text)
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        if (bytes.len() + data.len()) as u64 > most {
+            drop(bytes);
+            drain(body).await;
+            return Err(Problem::too_large(most));
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok((bytes, room))
+}
+
+/// Reads what still comes, for a while, and forgets it.
+pub(super) async fn drain(mut body: Body) {
+    let mut read = 0;
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            read += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if read > DRAIN_BYTES {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN_TIME, reading).await;
+}

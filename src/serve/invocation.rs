@@ -1,0 +1,373 @@
+//! What a request asks for, whichever door it came through.
+
+use std::str::FromStr as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use headers_accept::Accept;
+use http::{HeaderMap, StatusCode, header};
+use mediatype::{MediaType, names};
+use serde::Deserialize;
+
+use super::problem::Problem;
+use crate::job::{BoxUnit, ModelFacts, resolve_classes};
+use crate::pool::Params;
+use crate::store::Key;
+
+/// The key of a picture that nobody has named.
+pub const UNNAMED: &str = "-";
+
+/// The header in which SageMaker's clients can say more.
+pub const CUSTOM_ATTRIBUTES: &str = "x-amzn-sagemaker-custom-attributes";
+
+/// What an answer is written as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// One JSON line, as a batch job writes it.
+    #[default]
+    Json,
+    /// The picture with its boxes, as JPEG.
+    Jpeg,
+    /// The same as PNG.
+    Png,
+}
+
+/// In the order in which they are preferred where a client takes several.
+static TYPES: [(MediaType<'static>, Form); 6] = [
+    (MediaType::new(names::APPLICATION, names::JSON), Form::Json),
+    (MediaType::new(names::APPLICATION, JSONLINES), Form::Json),
+    (MediaType::new(names::APPLICATION, X_NDJSON), Form::Json),
+    (MediaType::new(names::IMAGE, names::JPEG), Form::Jpeg),
+    (MediaType::new(names::IMAGE, names::PNG), Form::Png),
+    (MediaType::new(names::TEXT, names::JSON), Form::Json),
+];
+
+impl Form {
+    /// What `Accept` asks for.
+    ///
+    /// # Errors
+    /// [`Problem`] when it asks for nothing that there is.
+    pub fn accepted(accept: Option<&str>) -> Result<Form, Problem> {
+        let Some(accept) = accept.map(str::trim).filter(|accept| !accept.is_empty()) else {
+            return Ok(Form::Json);
+        };
+        let parsed = Accept::from_str(accept)
+            .map_err(|_| Problem::bad(format!("Accept is `{accept}`, which is no media type")))?;
+        let best = parsed.negotiate(TYPES.iter().map(|(media, _)| media));
+        let found = best.and_then(|best| TYPES.iter().find(|(media, _)| media == best));
+        found.map(|&(_, form)| form).ok_or_else(|| {
+            let message = format!(
+                "Accept is `{accept}`; there are application/json, image/jpeg and image/png"
+            );
+            Problem::new(StatusCode::NOT_ACCEPTABLE, "not_acceptable", message)
+        })
+    }
+
+    /// The media type of an answer.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Form::Json => "application/json",
+            Form::Jpeg => "image/jpeg",
+            Form::Png => "image/png",
+        }
+    }
+}
+
+const JSONLINES: mediatype::Name<'static> = mediatype::Name::new_unchecked("jsonlines");
+const X_NDJSON: mediatype::Name<'static> = mediatype::Name::new_unchecked("x-ndjson");
+
+/// What a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// A picture's file.
+    Picture,
+    /// JSON that holds a picture or says where it is.
+    Json,
+}
+
+impl Body {
+    /// What a body of this content type is. What a picture is its bytes say, so every type that
+    /// could be one is taken, also the one that curl sends if it is not told.
+    ///
+    /// # Errors
+    /// [`Problem`] when it can be neither.
+    pub fn of(content_type: Option<&str>) -> Result<Body, Problem> {
+        let Some(given) = content_type.map(str::trim).filter(|given| !given.is_empty()) else {
+            return Ok(Body::Picture);
+        };
+        let essence = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        match essence.as_str() {
+            "application/json" | "text/json" => Ok(Body::Json),
+            "application/octet-stream"
+            | "binary/octet-stream"
+            | "application/x-image"
+            | "application/x-www-form-urlencoded" => Ok(Body::Picture),
+            other if other.starts_with("image/") => Ok(Body::Picture),
+            _ => Err(Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                format!(
+                    "Content-Type is `{given}`; it is image/*, application/octet-stream or \
+                     application/json"
+                ),
+            )),
+        }
+    }
+}
+
+/// What may be said about a picture, each of it only if it differs from what the server was
+/// started with.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// The picture's name in its line.
+    pub name: Option<String>,
+    /// Least confidence.
+    #[serde(deserialize_with = "number")]
+    pub conf: Option<f64>,
+    /// Overlap that makes two boxes one object.
+    #[serde(deserialize_with = "number")]
+    pub iou: Option<f64>,
+    /// Most detections.
+    #[serde(deserialize_with = "number")]
+    pub max_det: Option<u32>,
+    /// Classes to keep.
+    #[serde(deserialize_with = "words")]
+    pub classes: Option<Vec<String>>,
+    /// `pixels` or `normalized`.
+    pub boxes: Option<String>,
+}
+
+/// JSON that holds a picture, or says where it is.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Document {
+    /// The file in base64.
+    bytes: Option<String>,
+    /// Where it is.
+    location: Option<String>,
+    // What follows is [`Options`]; serde cannot refuse unknown members of a flattened one.
+    name: Option<String>,
+    #[serde(deserialize_with = "number")]
+    conf: Option<f64>,
+    #[serde(deserialize_with = "number")]
+    iou: Option<f64>,
+    #[serde(deserialize_with = "number")]
+    max_det: Option<u32>,
+    #[serde(deserialize_with = "words")]
+    classes: Option<Vec<String>>,
+    boxes: Option<String>,
+}
+
+/// Where a picture is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Picture {
+    /// Here.
+    Bytes(Vec<u8>),
+    /// Under a root of the server.
+    Location(String),
+}
+
+impl Options {
+    /// These, and those of `below` where nothing was said here.
+    #[must_use]
+    pub fn over(self, below: Options) -> Options {
+        Options {
+            name: self.name.or(below.name),
+            conf: self.conf.or(below.conf),
+            iou: self.iou.or(below.iou),
+            max_det: self.max_det.or(below.max_det),
+            classes: self.classes.or(below.classes),
+            boxes: self.boxes.or(below.boxes),
+        }
+    }
+
+    /// What the query says, and below it the headers: `X-Haul-Conf` and so on, and below these
+    /// pairs such as `haul-conf=0.4; haul-classes=person,car` among SageMaker's custom attributes,
+    /// the only thing of these that its clients can send. Other attributes are somebody else's.
+    ///
+    /// # Errors
+    /// [`Problem`] naming what is not understood.
+    pub fn of_request(query: Option<&str>, headers: &HeaderMap) -> Result<Options, Problem> {
+        let query: Options = match query {
+            None => Options::default(),
+            Some(text) => serde_urlencoded::from_str(text)
+                .map_err(|error| Problem::bad(format!("the query `?{text}`: {error}")))?,
+        };
+        let mut pairs = Vec::new();
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        for attribute in text(CUSTOM_ATTRIBUTES).unwrap_or_default().split(';') {
+            if let Some((name, value)) = attribute.split_once('=')
+                && let Some(name) = name.trim().strip_prefix("haul-")
+            {
+                pairs.push((name.replace('-', "_"), value.trim().to_owned()));
+            }
+        }
+        let attributes = Options::of_pairs(&pairs, "the custom attributes")?;
+        let named: Vec<(String, String)> = headers
+            .iter()
+            .filter_map(|(name, value)| {
+                let name = name.as_str().strip_prefix("x-haul-")?.replace('-', "_");
+                Some((name, value.to_str().ok()?.trim().to_owned()))
+            })
+            .collect();
+        let named = Options::of_pairs(&named, "the headers X-Haul-*")?;
+        Ok(query.over(named).over(attributes))
+    }
+
+    fn of_pairs(pairs: &[(String, String)], whose: &str) -> Result<Options, Problem> {
+        let text = serde_urlencoded::to_string(pairs).unwrap_or_default();
+        serde_urlencoded::from_str(&text).map_err(|error| Problem::bad(format!("{whose}: {error}")))
+    }
+
+    /// The key of the picture's line.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        Key::from(self.name.as_deref().unwrap_or(UNNAMED))
+    }
+
+    /// What the pool is asked, and in what sides of boxes are counted, where the server was started
+    /// with `params` and `unit`.
+    ///
+    /// # Errors
+    /// [`Problem`] naming the option, its value and what it may be.
+    pub fn settle(
+        &self,
+        params: &Params,
+        unit: BoxUnit,
+        facts: &ModelFacts,
+    ) -> Result<(Params, BoxUnit), Problem> {
+        let mut params = params.clone();
+        let share = |value: Option<f64>, name: &str| match value {
+            Some(value) if !(0.0..=1.0).contains(&value) => {
+                Err(Problem::bad(format!("{name} is {value}; it lies between 0 and 1")))
+            }
+            value => Ok(value.map(|value| value as f32)),
+        };
+        params.nms.conf = share(self.conf, "conf")?.unwrap_or(params.nms.conf);
+        params.nms.iou = share(self.iou, "iou")?.unwrap_or(params.nms.iou);
+        match self.max_det {
+            // More would make an answer larger than what is kept for it.
+            Some(most) if !(1..=30_000).contains(&most) => {
+                return Err(Problem::bad(format!(
+                    "max_det is {most}; it lies between 1 and 30000"
+                )));
+            }
+            Some(most) => params.nms.max_det = most as usize,
+            None => {}
+        }
+        if let Some(wanted) = self.classes.as_ref().filter(|wanted| !wanted.is_empty()) {
+            let classes = resolve_classes(wanted, &facts.labels)
+                .map_err(|error| Problem::bad(error.to_string().replacen("--", "", 1)))?;
+            params.nms.classes = Some(classes);
+        }
+        let unit = match self.boxes.as_deref() {
+            None => unit,
+            Some(name) => name.parse().map_err(|()| {
+                Problem::bad(format!("boxes is `{name}`; it is pixels or normalized"))
+            })?,
+        };
+        Ok((params, unit))
+    }
+}
+
+impl Picture {
+    /// What a body holds, and what it says besides.
+    ///
+    /// # Errors
+    /// [`Problem`] when it is no JSON, or JSON that says something else.
+    pub fn of_body(kind: Body, bytes: Vec<u8>) -> Result<(Picture, Options), Problem> {
+        match kind {
+            Body::Picture => Ok((Picture::Bytes(bytes), Options::default())),
+            Body::Json => {
+                let document: Document = serde_json::from_slice(&bytes)
+                    .map_err(|error| Problem::bad(format!("the JSON of the body: {error}")))?;
+                let Document { bytes, location, name, conf, iou, max_det, classes, boxes } =
+                    document;
+                let picture = match (bytes, location) {
+                    (Some(text), None) => {
+                        let decoded = STANDARD.decode(text.trim()).map_err(|error| {
+                            Problem::bad(format!("`bytes` is not base64: {error}"))
+                        })?;
+                        Picture::Bytes(decoded)
+                    }
+                    (None, Some(location)) => Picture::Location(location),
+                    _ => {
+                        return Err(Problem::bad(
+                            "the JSON of the body has one of `bytes` (a picture in base64) and \
+                             `location` (s3://BUCKET/KEY or a path)",
+                        ));
+                    }
+                };
+                let name = name.or(match &picture {
+                    Picture::Bytes(_) => None,
+                    Picture::Location(location) => Some(location.clone()),
+                });
+                Ok((picture, Options { name, conf, iou, max_det, classes, boxes }))
+            }
+        }
+    }
+}
+
+/// A header's text, where it has one.
+#[must_use]
+pub fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The content type of a request.
+#[must_use]
+pub fn content_type(headers: &HeaderMap) -> Option<&str> {
+    header_text(headers, header::CONTENT_TYPE.as_str())
+}
+
+/// A number, or the text of one: queries have nothing but texts.
+fn number<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de> + std::str::FromStr,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given<T> {
+        Number(T),
+        Text(String),
+    }
+    match Option::<Given<T>>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(Given::Number(number)) => Ok(Some(number)),
+        Some(Given::Text(text)) => {
+            let wrong = || serde::de::Error::custom(format!("`{text}` is not a number it can be"));
+            text.trim().parse().map(Some).map_err(|_| wrong())
+        }
+    }
+}
+
+/// Words, as a list or separated by commas.
+fn words<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        Text(String),
+        Number(u32),
+        List(Vec<Word>),
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Word {
+        Text(String),
+        Number(u32),
+    }
+    let word = |word| match word {
+        Word::Text(text) => text,
+        Word::Number(number) => number.to_string(),
+    };
+    Ok(Option::<Given>::deserialize(deserializer)?.map(|given| match given {
+        Given::Text(text) => text.split(',').map(|word| word.trim().to_owned()).collect(),
+        Given::Number(number) => vec![number.to_string()],
+        Given::List(list) => list.into_iter().map(word).collect(),
+    }))
+}
