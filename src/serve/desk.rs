@@ -240,3 +240,142 @@ impl Desk {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::{Receiver, bounded};
+
+    use crate::pool::{Failure, Spent};
+    use crate::yolo::NmsOptions;
+
+    /// A desk whose pool is the test itself.
+    fn desk(workers: usize) -> (Arc<Desk>, Receiver<Work>, Arc<Params>) {
+        let (queue, work) = bounded(workers);
+        let desk = Desk::new(4, 10 * UNIT);
+        let budget = Budget::new(1 << 20, 1 << 20);
+        desk.open(Some(Counter { queue, budget, workers }));
+        let nms = NmsOptions {
+            conf: 0.5,
+            iou: 0.5,
+            max_det: 1,
+            max_nms: 1,
+            agnostic: false,
+            classes: None,
+        };
+        let limits = crate::picture::Limits::default();
+        let params = Params { limits, imgsz: 32, square: false, nms, annotate: None };
+        (desk, work, Arc::new(params))
+    }
+
+    /// The header of a bitmap, which says what decoding would cost.
+    fn bitmap(side: u32) -> Vec<u8> {
+        let mut file = b"BM".to_vec();
+        for number in [54 + side * side * 3, 0, 54, 40, side, side] {
+            file.extend(number.to_le_bytes());
+        }
+        for number in [1u16, 24] {
+            file.extend(number.to_le_bytes());
+        }
+        file.resize(64, 0);
+        file
+    }
+
+    fn finish(work: Work) {
+        let Work { ticket, reply, .. } = work;
+        reply(Outcome { result: Err(Failure::Cancelled), spent: Spent::default(), ticket });
+    }
+
+    #[test]
+    fn so_many_are_let_in_and_no_more() {
+        let (desk, _work, _) = desk(1);
+        let entries: Vec<Entry> = (0..4).map(|_| desk.enter().unwrap()).collect();
+        assert_eq!((desk.inside(), desk.enter().unwrap_err()), (4, Crowded));
+        drop(entries);
+        assert_eq!(desk.inside(), 0);
+        desk.enter().unwrap();
+    }
+
+    #[test]
+    fn the_pool_gets_as_many_as_it_has_workers_in_the_order_in_which_they_are_due() {
+        let (desk, work, params) = desk(2);
+        let submit = |side, priority| desk.submit(bitmap(side), params.clone(), priority);
+        let _first = submit(1, Priority::Background);
+        let _second = submit(2, Priority::RealTime);
+        let _later = submit(3, Priority::Background);
+        let _sooner = submit(4, Priority::RealTime);
+        let _soonest = submit(5, Priority::Health);
+        assert_eq!((desk.waiting(), desk.busy(), work.len()), (3, 2, 2));
+        let mut sides = Vec::new();
+        for left in [2, 1, 0, 0, 0] {
+            let next = work.try_recv().unwrap();
+            sides.push(next.bytes[18]);
+            finish(next);
+            assert_eq!(desk.waiting(), left);
+        }
+        assert_eq!((sides, desk.busy()), (vec![1, 2, 5, 4, 3], 0));
+    }
+
+    #[test]
+    fn large_pictures_leave_a_worker_to_small_ones() {
+        let (desk, work, params) = desk(2);
+        let submit = |side| desk.submit(bitmap(side), params.clone(), Priority::RealTime);
+        let _large: Vec<Pending> = (0..3).map(|_| submit(5000)).collect();
+        // One worker is free, and none of the large ones gets it.
+        assert_eq!((work.len(), desk.waiting()), (1, 2));
+        let _small: Vec<Pending> = (0..2).map(|_| submit(10)).collect();
+        assert_eq!((work.len(), desk.waiting()), (2, 3));
+        let large = work.try_recv().unwrap();
+        let small = work.try_recv().unwrap();
+        assert!(large.bytes[18..22] == 5000u32.to_le_bytes() && small.bytes[18] == 10);
+        finish(small);
+        assert_eq!(work.try_recv().unwrap().bytes[18], 10);
+        finish(large);
+        assert_eq!(work.try_recv().unwrap().bytes[18..22], 5000u32.to_le_bytes());
+    }
+
+    #[test]
+    fn a_lone_worker_takes_large_ones_too() {
+        let (desk, work, params) = desk(1);
+        let _large = desk.submit(bitmap(5000), params, Priority::RealTime);
+        assert_eq!(work.len(), 1);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_never_gets_to_the_pool() {
+        let (desk, work, params) = desk(1);
+        let submit = |side| desk.submit(bitmap(side), params.clone(), Priority::RealTime);
+        let (_first, second, _third) = (submit(1), submit(2), submit(3));
+        drop(second);
+        let first = work.try_recv().unwrap();
+        finish(first);
+        assert_eq!(work.try_recv().unwrap().bytes[18], 3);
+        assert_eq!(desk.waiting(), 0);
+    }
+
+    #[test]
+    fn pictures_wait_for_a_model() {
+        let (desk, work, params) = desk(1);
+        desk.open(None);
+        let _waits = desk.submit(bitmap(1), params, Priority::RealTime);
+        assert_eq!((desk.waiting(), work.len()), (1, 0));
+        let (queue, work) = bounded(1);
+        let budget = Budget::new(1, 1);
+        desk.open(Some(Counter { queue, budget, workers: 1 }));
+        assert_eq!((desk.waiting(), work.len()), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn bodies_wait_for_room() {
+        let (desk, _work, _) = desk(1);
+        let some = desk.room(6 * UNIT).await;
+        let more = desk.room(6 * UNIT);
+        tokio::pin!(more);
+        let soon = Duration::from_millis(20);
+        assert!(tokio::time::timeout(soon, &mut more).await.is_err());
+        drop(some);
+        more.await;
+        // More than there is at all is all there is.
+        desk.room(1000 * UNIT).await;
+    }
+}

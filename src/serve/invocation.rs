@@ -51,7 +51,9 @@ impl Form {
         let Some(accept) = accept.map(str::trim).filter(|accept| !accept.is_empty()) else {
             return Ok(Form::Json);
         };
-        let parsed = Accept::from_str(accept)
+        // Parameters of types, such as a charset, choose nothing here.
+        let plain: Vec<String> = accept.split(',').map(without_parameters).collect();
+        let parsed = Accept::from_str(&plain.join(","))
             .map_err(|_| Problem::bad(format!("Accept is `{accept}`, which is no media type")))?;
         let best = parsed.negotiate(TYPES.iter().map(|(media, _)| media));
         let found = best.and_then(|best| TYPES.iter().find(|(media, _)| media == best));
@@ -76,6 +78,17 @@ impl Form {
 
 const JSONLINES: mediatype::Name<'static> = mediatype::Name::new_unchecked("jsonlines");
 const X_NDJSON: mediatype::Name<'static> = mediatype::Name::new_unchecked("x-ndjson");
+
+/// A media range with its weight, and without its other parameters.
+fn without_parameters(range: &str) -> String {
+    let mut parts = range.split(';').map(str::trim);
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for weight in parts.filter(|part| part.get(..2).is_some_and(|q| q.eq_ignore_ascii_case("q="))) {
+        plain.push(';');
+        plain.push_str(weight);
+    }
+    plain
+}
 
 /// What a body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -281,6 +294,10 @@ impl Picture {
         match kind {
             Body::Picture => Ok((Picture::Bytes(bytes), Options::default())),
             Body::Json => {
+                // A list would be taken for the members in their order.
+                if bytes.trim_ascii_start().first() != Some(&b'{') {
+                    return Err(Problem::bad("the body is no JSON object"));
+                }
                 let document: Document = serde_json::from_slice(&bytes)
                     .map_err(|error| Problem::bad(format!("the JSON of the body: {error}")))?;
                 let Document { bytes, location, name, conf, iou, max_det, classes, boxes } =
@@ -370,4 +387,151 @@ fn words<'de, D: serde::Deserializer<'de>>(
         Given::Number(number) => vec![number.to_string()],
         Given::List(list) => list.into_iter().map(word).collect(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::yolo::NmsOptions;
+
+    #[test]
+    fn accept_is_negotiated() {
+        for (accept, form) in [
+            (None, Form::Json),
+            (Some(""), Form::Json),
+            (Some("*/*"), Form::Json),
+            (Some("application/*"), Form::Json),
+            (Some("application/jsonlines"), Form::Json),
+            (Some("application/json; charset=utf-8"), Form::Json),
+            (Some("image/*"), Form::Jpeg),
+            (Some("image/png"), Form::Png),
+            (Some("IMAGE/PNG"), Form::Png),
+            (Some("image/webp, image/png;q=0.8, */*;q=0.1"), Form::Png),
+            (Some("application/json;q=0.5, image/jpeg"), Form::Jpeg),
+        ] {
+            assert_eq!(Form::accepted(accept).unwrap(), form, "{accept:?}");
+        }
+        for accept in ["text/csv", "image/webp", "application/json;q=0"] {
+            let status = Form::accepted(Some(accept)).unwrap_err().status;
+            assert_eq!(status, StatusCode::NOT_ACCEPTABLE, "{accept}");
+        }
+        assert_eq!(Form::accepted(Some("nonsense")).unwrap_err().status, StatusCode::BAD_REQUEST);
+    }
+
+    #[test]
+    fn a_body_is_a_picture_unless_it_is_said_to_be_something_else() {
+        for picture in [
+            None,
+            Some("image/jpeg"),
+            Some("image/anything"),
+            Some("application/x-image"),
+            Some("application/octet-stream"),
+            Some("application/x-www-form-urlencoded"),
+        ] {
+            assert_eq!(Body::of(picture).unwrap(), Body::Picture, "{picture:?}");
+        }
+        assert_eq!(Body::of(Some("Application/JSON; charset=utf-8")).unwrap(), Body::Json);
+        for other in ["text/csv", "multipart/form-data; boundary=a", "video/mp4"] {
+            let status = Body::of(Some(other)).unwrap_err().status;
+            assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{other}");
+        }
+    }
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    fn facts() -> ModelFacts {
+        ModelFacts {
+            sha256: String::new(),
+            labels: vec!["person".into(), "car".into()],
+            imgsz: 640,
+            classes: None,
+            numeric_class: "f32".into(),
+        }
+    }
+
+    fn params() -> Params {
+        let nms = NmsOptions {
+            conf: 0.25,
+            iou: 0.7,
+            max_det: 300,
+            max_nms: 30_000,
+            agnostic: false,
+            classes: None,
+        };
+        let limits = crate::picture::Limits::default();
+        Params { limits, imgsz: 640, square: false, nms, annotate: None }
+    }
+
+    #[test]
+    fn the_query_goes_over_headers_and_these_over_attributes() {
+        let headers = headers(&[
+            ("x-haul-conf", "0.2"),
+            ("x-haul-max-det", "7"),
+            (CUSTOM_ATTRIBUTES, "trace=1; haul-conf=0.3;haul-iou=0.4;haul-classes=car,0; =;x"),
+        ]);
+        let options = Options::of_request(Some("conf=0.1&name=a%20b.jpg"), &headers).unwrap();
+        let (params, unit) = options.settle(&params(), BoxUnit::Pixels, &facts()).unwrap();
+        assert_eq!((params.nms.conf, params.nms.iou, params.nms.max_det), (0.1, 0.4, 7));
+        assert_eq!((params.nms.classes, unit), (Some(vec![0, 1]), BoxUnit::Pixels));
+        assert_eq!(options.key(), Key::from("a b.jpg"));
+        assert_eq!(Options::default().key(), Key::from("-"));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_said() {
+        let none = HeaderMap::new();
+        for (query, said) in [
+            ("config=1", "config"),
+            ("conf=high", "`high`"),
+            ("max_det=-1", "`-1`"),
+            ("conf=0.1&conf=0.2", "duplicate"),
+        ] {
+            let problem = Options::of_request(Some(query), &none).unwrap_err();
+            assert!(problem.message.contains(said), "{query}: {}", problem.message);
+        }
+        let wrong = [(CUSTOM_ATTRIBUTES, "haul-color=red")];
+        assert!(Options::of_request(None, &headers(&wrong)).unwrap_err().message.contains("color"));
+        for (query, said) in [
+            ("conf=1.5", "conf is 1.5"),
+            ("iou=NaN", "iou is NaN"),
+            ("max_det=0", "max_det is 0"),
+            ("max_det=30001", "max_det is 30001"),
+            ("classes=person,bird", "no class `bird`; it has person, car"),
+            ("boxes=inches", "boxes is `inches`"),
+        ] {
+            let options = Options::of_request(Some(query), &none).unwrap();
+            let problem = options.settle(&params(), BoxUnit::Pixels, &facts()).unwrap_err();
+            assert!(problem.message.contains(said), "{query}: {}", problem.message);
+            assert_eq!(problem.status, StatusCode::BAD_REQUEST);
+        }
+    }
+
+    #[test]
+    fn json_holds_a_picture_or_says_where_it_is() {
+        let read = |text: &str| Picture::of_body(Body::Json, text.as_bytes().to_vec());
+        let (picture, options) =
+            read(r#"{"bytes":"aGF1bA==","conf":0.5,"classes":["car",1],"name":"n"}"#).unwrap();
+        assert_eq!(picture, Picture::Bytes(b"haul".to_vec()));
+        assert_eq!((options.conf, options.name.as_deref()), (Some(0.5), Some("n")));
+        assert_eq!(options.classes, Some(vec!["car".to_owned(), "1".to_owned()]));
+        let (picture, options) = read(r#"{"location":"s3://b/k.jpg"}"#).unwrap();
+        assert_eq!(picture, Picture::Location("s3://b/k.jpg".to_owned()));
+        assert_eq!(options.name.as_deref(), Some("s3://b/k.jpg"));
+        for (wrong, said) in [
+            ("", "no JSON object"),
+            ("[\"aGF1bA==\"]", "no JSON object"),
+            ("{\"bytes\":", "EOF"),
+            ("{}", "one of"),
+            (r#"{"bytes":"aGF1bA==","location":"a"}"#, "one of"),
+            (r#"{"bytes":"%%%"}"#, "base64"),
+            (r#"{"bytes":1}"#, "invalid type"),
+            (r#"{"bytes":"","size":1}"#, "size"),
+            (&r#"{"name":["#.repeat(100_000), "JSON"),
+        ] {
+            let problem = read(wrong).unwrap_err();
+            assert!(problem.message.contains(said), "{wrong:.40}: {}", problem.message);
+        }
+    }
 }
