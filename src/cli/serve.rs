@@ -8,7 +8,8 @@ use clap::Args;
 
 use super::inference::InferenceFlags;
 use crate::job::{Exit, Inference, JobError, S3Flags, parse_duration, parse_size};
-use crate::serve::{Config, DoorConfig, EndpointConfig, serve};
+use crate::serve::telemetry::{self, LogConfig};
+use crate::serve::{AuthConfig, Config, DoorConfig, EndpointConfig, ServerConfig, serve};
 use crate::store::Place;
 
 /// Answer over HTTP with the pool of a batch job: real-time, as SageMaker's endpoints and containers do
@@ -57,13 +58,65 @@ pub(super) struct Serve {
     /// After SIGTERM, finish requests that are in for so long [default: 25s]
     #[arg(long, value_name = "TIME", env = "HAUL_GRACE", help_heading = "Server")]
     grace: Option<String>,
+    /// Connections that are served at once; more wait until there is a place [default: 1024]
+    #[arg(long, value_name = "N", env = "HAUL_MAX_CONNECTIONS", help_heading = "Server")]
+    max_connections: Option<usize>,
+    /// Longest time for a request's headers, and for the next 16 KiB of its body [default: 10s]
+    #[arg(long, value_name = "TIME", env = "HAUL_CLIENT_TIMEOUT", help_heading = "Server")]
+    client_timeout: Option<String>,
+    /// Close connections that have no request for so long [default: 75s]
+    #[arg(long, value_name = "TIME", env = "HAUL_IDLE_TIMEOUT", help_heading = "Server")]
+    idle_timeout: Option<String>,
+    /// Form of the log on stderr: text or json [default: text on a terminal, else json]
+    #[arg(long, value_name = "FORM", env = "HAUL_LOG_FORMAT", help_heading = "Server")]
+    log_format: Option<String>,
+    /// What is logged: error, warn, info, debug, trace, or directives such as warn,haul=debug
+    #[arg(long, value_name = "LEVEL", env = "HAUL_LOG", help_heading = "Server")]
+    log_level: Option<String>,
+    /// Serve HTTPS with this certificate chain (PEM); SIGHUP reads it again
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "HAUL_TLS_CERT",
+        requires = "tls_key",
+        help_heading = "Security"
+    )]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM); SIGHUP reads it again
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "HAUL_TLS_KEY",
+        requires = "tls_cert",
+        help_heading = "Security"
+    )]
+    tls_key: Option<PathBuf>,
+    /// Ask for a bearer token of this file, one on each line; SIGHUP reads it again
+    #[arg(long, value_name = "FILE", env = "HAUL_TOKEN_FILE", help_heading = "Security")]
+    token_file: Option<PathBuf>,
+    /// Ask for AWS signatures with a key of this file, `ACCESS_KEY_ID SECRET` on each line; SIGHUP reads it again
+    #[arg(long, value_name = "FILE", env = "HAUL_SIGV4_KEYS", help_heading = "Security")]
+    sigv4_keys: Option<PathBuf>,
+    /// Take signatures for this region only [default: any]
+    #[arg(
+        long,
+        value_name = "REGION",
+        env = "HAUL_SIGV4_REGION",
+        requires = "sigv4_keys",
+        help_heading = "Security"
+    )]
+    sigv4_region: Option<String>,
     #[command(flatten)]
     s3: S3Flags,
 }
 
 impl Serve {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
-        serve(self.config()?)?;
+        let config = self.config()?;
+        let log = LogConfig::new(self.log_format.as_deref(), self.log_level.clone())?;
+        // What is to be sent is sent when it is dropped.
+        let _telemetry = telemetry::start(&log)?;
+        serve(config)?;
         Ok(Exit::Done)
     }
 
@@ -76,7 +129,7 @@ impl Serve {
         }
         let settings = settings.relative_to(Path::new(""))?;
         let inference = Inference::new(settings)?;
-        let time = |given: &Option<String>, name, default| match given {
+        let time = |given: &Option<String>, name: &str, default| match given {
             Some(text) => parse_duration(text, name),
             None => Ok(default),
         };
@@ -115,6 +168,12 @@ impl Serve {
                 most_bytes: max_payload,
                 timeout: time(&self.timeout, "timeout", Duration::from_secs(60))?,
             },
+            server: self.server(time)?,
+            auth: AuthConfig {
+                tokens: self.token_file.clone(),
+                keys: self.sigv4_keys.clone(),
+                region: self.sigv4_region.clone(),
+            },
             listen: address(host, port)?,
             roots: roots.collect::<Result<_, _>>()?,
             unload_after: match &self.unload_after {
@@ -122,6 +181,25 @@ impl Serve {
                 None => None,
             },
             grace: time(&self.grace, "grace", Duration::from_secs(25))?,
+        })
+    }
+}
+
+impl Serve {
+    /// What the socket may take.
+    fn server(
+        &self,
+        time: impl Fn(&Option<String>, &str, Duration) -> Result<Duration, JobError>,
+    ) -> Result<ServerConfig, JobError> {
+        let usual = ServerConfig::default();
+        let patience = time(&self.client_timeout, "client-timeout", usual.header_timeout)?;
+        Ok(ServerConfig {
+            max_connections: self.max_connections.unwrap_or(usual.max_connections).max(1),
+            header_timeout: patience,
+            body_timeout: patience,
+            idle_timeout: time(&self.idle_timeout, "idle-timeout", usual.idle_timeout)?,
+            tls: self.tls_cert.clone().zip(self.tls_key.clone()),
+            ..usual
         })
     }
 }

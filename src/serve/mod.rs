@@ -7,19 +7,31 @@
 //! tokio has one thread here, for input and output only. Reading objects, base64 and digests go to
 //! its blocking threads, pictures to the pool's workers.
 
+pub mod auth;
 pub mod desk;
 pub mod endpoint;
 pub mod http;
 pub mod invocation;
 pub mod metrics;
 pub mod problem;
+mod signals;
+pub mod telemetry;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use auth::AuthConfig;
 pub use endpoint::{Endpoint, EndpointConfig};
-pub use http::{App, DoorConfig};
+pub use http::{App, DoorConfig, ServerConfig};
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use auth::Gate;
+use endpoint::Ready;
+use http::{Front, Life, Server, Tls};
+use signals::Signals;
 
 use crate::job::JobError;
 use crate::store::{Place, Roots};
@@ -31,6 +43,10 @@ pub struct Config {
     pub endpoint: EndpointConfig,
     /// What the HTTP doors may take.
     pub doors: DoorConfig,
+    /// What the socket may take.
+    pub server: ServerConfig,
+    /// Who may ask.
+    pub auth: AuthConfig,
     /// Where it listens.
     pub listen: SocketAddr,
     /// What clients may name.
@@ -41,10 +57,16 @@ pub struct Config {
     pub grace: Duration,
 }
 
-/// Serves until a signal asks it to stop.
+/// How long blocking threads are waited for at the end: what is in is answered by then, and who
+/// still waits for a store waits for nobody.
+const PARTING: Duration = Duration::from_millis(500);
+
+/// Serves until a signal asks it to stop. A second one ends the process at once, and so does the
+/// first if the model is not loaded yet.
 ///
 /// # Errors
-/// When the address cannot be had, or the model cannot be loaded at the start.
+/// When the address cannot be had, when the model or a file of secrets cannot be loaded at the
+/// start, or when requests were still in at the end.
 pub fn serve(config: Config) -> Result<(), JobError> {
     let failed =
         |what: &str, error: std::io::Error| JobError::Internal(format!("cannot {what}: {error}"));
@@ -55,49 +77,124 @@ pub fn serve(config: Config) -> Result<(), JobError> {
         .max_blocking_threads(16)
         .build()
         .map_err(|error| failed("start tokio", error))?;
-    runtime.block_on(run(config, listener))
+    let served = runtime.block_on(run(config, listener));
+    runtime.shutdown_timeout(PARTING);
+    served
 }
 
 async fn run(config: Config, listener: TcpListener) -> Result<(), JobError> {
+    let mut signals = Signals::listen()?;
     let roots = Roots::open(&config.roots, &config.endpoint.s3)?;
+    let tls = config.server.tls.as_ref().map(|(chain, key)| Tls::read(chain, key));
+    let tls = tls.transpose()?.map(Arc::new);
+    let gate = match config.auth.is_open() {
+        true => None,
+        false => {
+            let room = config.endpoint.most_bytes;
+            Some(Arc::new(Gate::open(config.auth.clone(), config.doors.clone(), room)?))
+        }
+    };
+    let _reloading = reload_on_hangup(tls.clone(), gate.clone())?;
     let endpoint = Endpoint::new(config.endpoint.clone(), roots);
     let app = App { endpoint: endpoint.clone(), doors: config.doors.clone() };
-    let router = http::router(app);
-    listener
-        .set_nonblocking(true)
-        .map_err(|error| JobError::Internal(format!("cannot set up the socket: {error}")))?;
-    let handle = axum_server::Handle::new();
-    let mut server = axum_server::from_tcp(listener)
-        .map_err(|error| JobError::Internal(format!("cannot set up the socket: {error}")))?
-        .handle(handle.clone());
-    server.http_builder().http1().keep_alive(true);
-    let serving = tokio::spawn(server.serve(router.into_make_service()));
-    if endpoint.ready().await.is_err()
-        && let Some(error) = endpoint.broken()
-    {
-        return Err(Arc::into_inner(error)
-            .unwrap_or_else(|| JobError::Internal("the model cannot be loaded".into())));
+    let life = Life::default();
+    let open = gate.is_none();
+    let front = Front { life: life.clone(), server: Arc::new(config.server.clone()), gate };
+    let router = http::front(http::router(app), front);
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let unusable = |error| JobError::Internal(format!("cannot set up the socket: {error}"));
+    let server = Server::new(listener, router, config.server.clone(), tls).map_err(unusable)?;
+    let address = server.address().map_err(unusable)?;
+    tracing::info!(
+        %address,
+        url = format!("{scheme}://{address}"),
+        endpoint = endpoint.name(),
+        "listening"
+    );
+    if open && !address.ip().is_loopback() {
+        tracing::warn!(%address, "everybody who reaches this address may ask (see --token-file)");
     }
-    stop_signal().await?;
-    handle.graceful_shutdown(Some(config.grace));
-    let ended = serving.await;
+    let (stop, stopping) = oneshot::channel::<()>();
+    let grace = config.grace;
+    let serving = tokio::spawn({
+        let life = life.clone();
+        async move { server.serve(&life, async { drop(stopping.await) }, grace).await }
+    });
+    tokio::select! {
+        ready = endpoint.ready() => if ready.is_err() && let Some(error) = endpoint.broken() {
+            return Err(Arc::into_inner(error)
+                .unwrap_or_else(|| JobError::Internal("the model cannot be loaded".into())));
+        },
+        // There is nothing to finish.
+        signal = signals.next() => signals::end(signal),
+    }
+    if let Some(ready) = endpoint.loaded() {
+        said(&config.endpoint, &ready);
+    }
+    let signal = signals.next().await;
+    tracing::info!(signal, inside = life.inside(), grace_s = grace.as_secs_f64(), "stopping");
+    // Nobody is there to be told if the server itself has ended.
+    let _ = stop.send(());
+    tokio::spawn(async move { signals::end(signals.next().await) });
+    let clean = serving.await;
+    let inside = life.inside();
     endpoint.close();
-    match ended {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(JobError::Internal(format!("the server failed: {error}"))),
+    match clean {
+        Ok(true) => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+        Ok(false) => Err(JobError::Internal(format!(
+            "{inside} requests were still in after the grace of {} s",
+            grace.as_secs_f64()
+        ))),
         Err(error) => Err(JobError::Internal(format!("the server failed: {error}"))),
     }
 }
 
-/// Waits for SIGTERM or SIGINT.
-async fn stop_signal() -> Result<(), JobError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let failed = |error| JobError::Internal(format!("cannot handle signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Says what was loaded.
+fn said(config: &EndpointConfig, ready: &Ready) {
+    tracing::info!(
+        model = %config.inference.model.display(),
+        classes = ready.facts.labels.len(),
+        numeric_class = %ready.facts.numeric_class,
+        workers = ready.workers,
+        memory_budget = ready.budget,
+        setup_ms = ready.setup.as_millis() as u64,
+        "ready"
+    );
+    for note in &ready.notes {
+        tracing::info!(note, "note");
     }
-    Ok(())
+}
+
+/// Reads certificates and secrets again whenever the process is told SIGHUP, if there are any.
+fn reload_on_hangup(
+    tls: Option<Arc<Tls>>,
+    gate: Option<Arc<Gate>>,
+) -> Result<Option<JoinHandle<()>>, JobError> {
+    if tls.is_none() && gate.is_none() {
+        return Ok(None);
+    }
+    let mut hangups = signals::hangups()?;
+    Ok(Some(tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            let (tls, gate) = (tls.clone(), gate.clone());
+            // Files, and keys to be checked: no work for the thread that serves everybody.
+            let read = tokio::task::spawn_blocking(move || {
+                let tls = tls.map_or(Ok(()), |tls| tls.reload());
+                let gate = gate.map_or(Ok(()), |gate| gate.reload());
+                [tls, gate].into_iter().filter_map(Result::err).collect::<Vec<_>>()
+            });
+            match read.await {
+                Ok(errors) if errors.is_empty() => {
+                    tracing::info!("certificates and secrets were read again");
+                }
+                Ok(errors) => errors.iter().for_each(|error| {
+                    tracing::error!(%error, "not read again; what was read before is still used");
+                }),
+                Err(error) => tracing::error!(%error, "not read again"),
+            }
+        }
+    })))
 }

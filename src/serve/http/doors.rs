@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, Request, StatusCode, header};
 use serde_json::json;
 
+use super::front::Told;
 use super::reply::{Reply, RuntimeReply};
 use super::{App, request};
 use crate::serve::desk::Priority;
@@ -69,7 +70,8 @@ pub(super) async fn endpoint_invocations(
     request: Request<Body>,
 ) -> Response {
     if let Err(problem) = is_ours(&app, &name, request.headers()) {
-        request::drain(request.into_body()).await;
+        let (head, body) = request.into_parts();
+        request::refuse(&head.headers, body).await;
         return problem.into_response();
     }
     counted(&app, request, |result| RuntimeReply(result).into_response()).await
@@ -82,7 +84,8 @@ pub(super) async fn endpoint_stream(
     request: Request<Body>,
 ) -> Response {
     let checked = is_ours(&app, &name, request.headers());
-    request::drain(request.into_body()).await;
+    let (head, body) = request.into_parts();
+    request::refuse(&head.headers, body).await;
     let message = "the answer to a picture comes whole: use InvokeEndpoint";
     checked.err().unwrap_or_else(|| RuntimeProblem::validation(message)).into_response()
 }
@@ -125,7 +128,7 @@ pub(super) fn is_ours(app: &App, name: &str, headers: &HeaderMap) -> Result<(), 
     }
 }
 
-/// Answers a request, and counts and logs how it ended.
+/// Answers a request, counts it, and leaves word for the log of how it ended.
 async fn counted(
     app: &App,
     request: Request<Body>,
@@ -137,7 +140,8 @@ async fn counted(
     let result = match app.endpoint.desk().enter() {
         Err(_) => {
             app.endpoint.metrics().shed.inc();
-            request::drain(request.into_body()).await;
+            let (head, body) = request.into_parts();
+            request::refuse(&head.headers, body).await;
             Err(Problem::crowded())
         }
         Ok(_entry) => tokio::time::timeout(limit, answer(app, request))
@@ -146,19 +150,12 @@ async fn counted(
     };
     let model = result.as_ref().map_or(Duration::ZERO, Answer::model_time);
     let code = result.as_ref().err().map(|problem| problem.code);
-    let response = reply(result);
+    let mut response = reply(result);
     let whole = begun.elapsed();
     let status = response.status().as_u16();
     app.endpoint.used();
     app.endpoint.metrics().ended(Door::RealTime, status, model, whole);
-    tracing::info!(
-        door = Door::RealTime.as_str(),
-        status,
-        code,
-        model_ms = model.as_secs_f64() * 1e3,
-        whole_ms = whole.as_secs_f64() * 1e3,
-        "invocation"
-    );
+    response.extensions_mut().insert(Told { door: Door::RealTime, code, model });
     response
 }
 
@@ -174,7 +171,7 @@ async fn answer(app: &App, request: Request<Body>) -> Result<Answer, Problem> {
     let (form, kind, options) = match asked() {
         Ok(asked) => asked,
         Err(problem) => {
-            request::drain(body).await;
+            request::refuse(&head.headers, body).await;
             return Err(problem);
         }
     };

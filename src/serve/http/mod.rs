@@ -1,8 +1,14 @@
 //! The HTTP doors: routes, and what is common to all of them.
 
 mod doors;
+mod front;
+mod life;
+mod pace;
 mod reply;
 mod request;
+mod server;
+mod tls;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +16,14 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::{get, post};
 
+pub use front::{Front, RequestId, Told, front};
+pub use life::Life;
 pub use reply::Reply;
+pub use server::{Server, ServerConfig};
+pub use tls::Tls;
+
+pub(crate) use front::{is_aws, shaped};
+pub(crate) use request::{read, refuse};
 
 use super::endpoint::Endpoint;
 
@@ -34,12 +47,13 @@ pub struct App {
 
 /// All routes.
 pub fn router(app: App) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/ping", get(doors::ping))
         .route("/execution-parameters", get(doors::execution_parameters))
         .route("/metrics", get(doors::metrics))
         .route("/invocations", post(doors::invocations))
         .route("/endpoints/{name}/invocations", post(doors::endpoint_invocations))
         .route("/endpoints/{name}/invocations-response-stream", post(doors::endpoint_stream))
-        .with_state(app)
+        .with_state(app);
+    front::strangers(routes)
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use axum::body::Body;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
+use tokio::sync::Semaphore;
 
+use super::pace::slow;
 use crate::serve::desk::{Desk, Room};
 use crate::serve::problem::Problem;
 
@@ -16,11 +18,14 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// where its refusal should be.
 const DRAIN_BYTES: u64 = 256 << 20;
 
+/// Only so many are read at a time: nobody gets work for free by being refused.
+static DRAINS: Semaphore = Semaphore::const_new(32);
+
 /// Reads a body of at most `most` bytes. The room that it takes is kept with it.
 ///
 /// # Errors
 /// [`Problem`] when it has more, or does not come.
-pub(super) async fn read(
+pub(crate) async fn read(
     headers: &HeaderMap,
     body: Body,
     most: u64,
@@ -29,7 +34,7 @@ pub(super) async fn read(
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let announced: Option<u64> = announced.and_then(|text| text.parse().ok());
     if announced.is_some_and(|bytes| bytes > most) {
-        drain(body).await;
+        refuse(headers, body).await;
         return Err(Problem::too_large(most));
     }
     let room = desk.room(announced.unwrap_or(most)).await;
@@ -37,6 +42,10 @@ pub(super) async fn read(
     let mut body = body;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
+            if let Some(slow) = slow(&error) {
+                let text = slow.to_string();
+                return Problem::new(StatusCode::REQUEST_TIMEOUT, "slow_client", text);
+            }
             let text = format!("the body did not come whole: {error}");
             Problem::new(StatusCode::BAD_REQUEST, "incomplete_body", text)
         })?;
@@ -51,8 +60,17 @@ pub(super) async fn read(
     Ok((bytes, room))
 }
 
+/// Deals with the body of a request that is refused before any of it was read. A client that waits
+/// to be told to go on has not sent it, and need not.
+pub(crate) async fn refuse(headers: &HeaderMap, body: Body) {
+    if !headers.contains_key(header::EXPECT) {
+        drain(body).await;
+    }
+}
+
 /// Reads what still comes, for a while, and forgets it.
 pub(super) async fn drain(mut body: Body) {
+    let Ok(_turn) = DRAINS.try_acquire() else { return };
     let mut read = 0;
     let reading = async {
         while let Some(Ok(frame)) = body.frame().await {
