@@ -1,8 +1,10 @@
 //! The HTTP doors: routes, and what is common to all of them.
 
 mod doors;
+mod page;
 mod reply;
 mod request;
+mod status;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +37,8 @@ pub struct App {
 /// All routes.
 pub fn router(app: App) -> Router {
     Router::new()
+        .route("/", get(page::page))
+        .route("/status", get(status::status))
         .route("/ping", get(doors::ping))
         .route("/execution-parameters", get(doors::execution_parameters))
         .route("/metrics", get(doors::metrics))
