@@ -310,6 +310,33 @@ def hostile_label(browser, server, page):
 
 
 
+def with_token(browser, haul, page):
+    """Where the server asks for tokens, the page asks for one, and uses it."""
+    said = subprocess.run([haul, "serve", "--help"], capture_output=True, text=True).stdout
+    if "--token-file" not in said:
+        print("skipped: this haul knows no --token-file")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = pathlib.Path(folder) / "tokens"
+        tokens.touch(0o600)
+        tokens.write_text("correct-horse-battery-staple\n")
+        with Served(haul, "--model", MODEL, "--token-file", tokens) as server:
+            check(server.ask("GET", "/status")[0] == 401, "the status is open to everybody")
+            browser.open(server.url)
+            browser.wait("return !document.getElementById('key').hidden")
+            type_token = """document.getElementById('token').value = arguments[0];
+              document.querySelector('#key button').click()"""
+            browser.run(type_token, "wrong")
+            browser.wait("return document.getElementById('key-note').textContent !== ''")
+            browser.run(type_token, "correct-horse-battery-staple")
+            browser.wait("return document.getElementById('key').hidden")
+            browser.upload("#file", page)
+            browser.wait(SETTLED, page.name)
+            check(browser.run(ROWS) != [], "nothing was found with the token")
+            check("staple" not in browser.run("return document.body.innerText"), "the token is shown")
+            no_complaints(browser, ("status of 401",))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--haul", default=ROOT / "target/release/haul", type=pathlib.Path)
@@ -338,6 +365,7 @@ def main():
             browser.wait("return document.getElementById('health').dataset.state === 'bad'")
             check(browser.run(TEXT, "health") == "Cannot be reached", "a dead server looks well")
             browser.console()
+            with_token(browser, options.haul, PICTURES / "pond.jpg")
             data = os.environ.get("HAUL_PARITY_DATA")
             if data:
                 data = pathlib.Path(data)
