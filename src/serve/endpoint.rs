@@ -59,6 +59,19 @@ enum Model {
     Broken(Arc<JobError>, Instant),
 }
 
+/// How the model is, for those who only look. It neither loads the model nor keeps it for long.
+#[derive(Clone)]
+pub enum Standing {
+    /// Not loaded: the next request loads it.
+    Cold,
+    /// Being loaded; requests wait for it.
+    Loading,
+    /// Loaded.
+    Ready(Arc<Ready>),
+    /// It could not be loaded; a later request tries again.
+    Broken(Arc<JobError>),
+}
+
 /// A model that is loaded. Whoever holds this keeps it loaded.
 pub struct Ready {
     /// Labels, size, numeric class.
@@ -184,6 +197,17 @@ impl Endpoint {
         match &*self.model.borrow() {
             Model::Ready(ready) => Some(ready.clone()),
             _ => None,
+        }
+    }
+
+    /// How the model is now.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        match &*self.model.borrow() {
+            Model::Cold => Standing::Cold,
+            Model::Loading => Standing::Loading,
+            Model::Ready(ready) => Standing::Ready(ready.clone()),
+            Model::Broken(error, _) => Standing::Broken(error.clone()),
         }
     }
 

@@ -32,6 +32,23 @@ impl Door {
     }
 }
 
+/// What one door has seen so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Seen {
+    /// Requests answered or refused.
+    pub invocations: u64,
+    /// Those answered with 4xx.
+    pub errors_4xx: u64,
+    /// Those answered with 5xx.
+    pub errors_5xx: u64,
+    /// Those answered with success, of which are the times.
+    pub answers: u64,
+    /// Time in which workers were busy with them.
+    pub model_seconds: f64,
+    /// All other time between their headers and their answers.
+    pub overhead_seconds: f64,
+}
+
 /// From 1 ms to about a minute.
 const BUCKETS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5,
@@ -154,6 +171,21 @@ impl Metrics {
                 self.model_latency.with_label_values(&label).observe(model.as_secs_f64());
                 self.overhead_latency.with_label_values(&label).observe(overhead.as_secs_f64());
             }
+        }
+    }
+
+    /// What a door has seen so far.
+    #[must_use]
+    pub fn seen(&self, door: Door) -> Seen {
+        let label = [door.as_str()];
+        let model = self.model_latency.with_label_values(&label);
+        Seen {
+            invocations: self.invocations.with_label_values(&label).get(),
+            errors_4xx: self.errors_4xx.with_label_values(&label).get(),
+            errors_5xx: self.errors_5xx.with_label_values(&label).get(),
+            answers: model.get_sample_count(),
+            model_seconds: model.get_sample_sum(),
+            overhead_seconds: self.overhead_latency.with_label_values(&label).get_sample_sum(),
         }
     }
 

@@ -4,9 +4,11 @@ mod doors;
 mod front;
 mod life;
 mod pace;
+mod page;
 mod reply;
 mod request;
 mod server;
+mod status;
 mod tls;
 mod wire;
 
@@ -48,6 +50,8 @@ pub struct App {
 /// All routes.
 pub fn router(app: App) -> Router {
     let routes = Router::new()
+        .route("/", get(page::page))
+        .route("/status", get(status::status))
         .route("/ping", get(doors::ping))
         .route("/execution-parameters", get(doors::execution_parameters))
         .route("/metrics", get(doors::metrics))

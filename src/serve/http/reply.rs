@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 
+use crate::pool::Spent;
 use crate::serve::endpoint::Answer;
 use crate::serve::problem::{Problem, RuntimeProblem};
 
@@ -68,9 +69,26 @@ impl IntoResponse for RuntimeProblem {
 
 fn of_answer(answer: Answer) -> Response {
     let kind = HeaderValue::from_static(answer.form.content_type());
+    let timing = server_timing(&answer.spent);
     let mut response = Response::new(Body::from(answer.bytes));
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response.headers_mut().insert("server-timing", timing);
     response
+}
+
+/// Where the worker's time went, in milliseconds, as browsers show it among their tools.
+fn server_timing(spent: &Spent) -> HeaderValue {
+    let Spent { decode, letterbox, infer, boxes, draw } = spent;
+    let stages = [
+        ("decode", decode),
+        ("letterbox", letterbox),
+        ("infer", infer),
+        ("boxes", boxes),
+        ("draw", draw),
+    ];
+    let stages = stages.map(|(name, time)| format!("{name};dur={:.3}", time.as_secs_f64() * 1e3));
+    HeaderValue::try_from(stages.join(", "))
+        .expect("names and numbers are no header value. This is a bug.")
 }
 
 fn json(status: StatusCode, body: Vec<u8>) -> Response {
