@@ -11,8 +11,13 @@ pub mod desk;
 pub mod endpoint;
 pub mod http;
 pub mod invocation;
+pub mod lambda;
+mod logs;
 pub mod metrics;
+pub mod phases;
 pub mod problem;
+mod serverless;
+mod sockets;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -20,7 +25,9 @@ use std::time::Duration;
 
 pub use endpoint::{Endpoint, EndpointConfig};
 pub use http::{App, DoorConfig};
+pub use lambda::{LambdaConfig, serve_lambda};
 
+use self::phases::Phase;
 use crate::job::JobError;
 use crate::store::{Place, Roots};
 
@@ -37,6 +44,8 @@ pub struct Config {
     pub roots: Vec<Place>,
     /// After so long without a request the model is unloaded.
     pub unload_after: Option<Duration>,
+    /// After so long without a request the process ends.
+    pub idle_exit: Option<Duration>,
     /// How long requests that are in are waited for when it ends.
     pub grace: Duration,
 }
@@ -46,15 +55,14 @@ pub struct Config {
 /// # Errors
 /// When the address cannot be had, or the model cannot be loaded at the start.
 pub fn serve(config: Config) -> Result<(), JobError> {
-    let failed =
-        |what: &str, error: std::io::Error| JobError::Internal(format!("cannot {what}: {error}"));
-    let listener = TcpListener::bind(config.listen)
-        .map_err(|error| JobError::Usage(format!("cannot listen on {}: {error}", config.listen)))?;
+    logs::start();
+    let listener = sockets::listener(config.listen)?;
+    phases::ended(Phase::Listening);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(16)
         .build()
-        .map_err(|error| failed("start tokio", error))?;
+        .map_err(|error| JobError::Internal(format!("cannot start tokio: {error}")))?;
     runtime.block_on(run(config, listener))
 }
 
@@ -62,23 +70,31 @@ async fn run(config: Config, listener: TcpListener) -> Result<(), JobError> {
     let roots = Roots::open(&config.roots, &config.endpoint.s3)?;
     let endpoint = Endpoint::new(config.endpoint.clone(), roots);
     let app = App { endpoint: endpoint.clone(), doors: config.doors.clone() };
-    let router = http::router(app);
-    listener
-        .set_nonblocking(true)
-        .map_err(|error| JobError::Internal(format!("cannot set up the socket: {error}")))?;
+    let router = http::router(app).layer(axum::middleware::from_fn(phases::watch_first));
     let handle = axum_server::Handle::new();
     let mut server = axum_server::from_tcp(listener)
         .map_err(|error| JobError::Internal(format!("cannot set up the socket: {error}")))?
         .handle(handle.clone());
     server.http_builder().http1().keep_alive(true);
     let serving = tokio::spawn(server.serve(router.into_make_service()));
-    if endpoint.ready().await.is_err()
-        && let Some(error) = endpoint.broken()
-    {
-        return Err(Arc::into_inner(error)
-            .unwrap_or_else(|| JobError::Internal("the model cannot be loaded".into())));
+    if let Err(problem) = endpoint.ready().await {
+        return Err(why_broken(&endpoint, problem));
     }
-    stop_signal().await?;
+    phases::ended(Phase::Model);
+    phases::log_ready();
+    if let Some(patience) = config.unload_after {
+        tokio::spawn(serverless::unload_when_idle(endpoint.clone(), patience));
+    }
+    let idle = async {
+        match config.idle_exit {
+            Some(patience) => serverless::idle(&endpoint, patience).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        stopped = stop_signal() => stopped?,
+        () = idle => tracing::info!("nobody has asked for a while: ending"),
+    }
     handle.graceful_shutdown(Some(config.grace));
     let ended = serving.await;
     endpoint.close();
@@ -87,6 +103,14 @@ async fn run(config: Config, listener: TcpListener) -> Result<(), JobError> {
         Ok(Err(error)) => Err(JobError::Internal(format!("the server failed: {error}"))),
         Err(error) => Err(JobError::Internal(format!("the server failed: {error}"))),
     }
+}
+
+/// Why the model could not be loaded at the start.
+fn why_broken(endpoint: &Endpoint, problem: problem::Problem) -> JobError {
+    let error = endpoint.broken();
+    // It has the error, too.
+    endpoint.close();
+    error.and_then(Arc::into_inner).unwrap_or(JobError::Internal(problem.message))
 }
 
 /// Waits for SIGTERM or SIGINT.

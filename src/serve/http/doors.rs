@@ -132,13 +132,14 @@ async fn counted(
     reply: impl FnOnce(Result<Answer, Problem>) -> Response,
 ) -> Response {
     let begun = Instant::now();
+    let door = request.extensions().get().copied().unwrap_or(Door::RealTime);
     app.endpoint.used();
     let limit = app.doors.timeout;
     let result = match app.endpoint.desk().enter() {
         Err(_) => {
             app.endpoint.metrics().shed.inc();
             request::drain(request.into_body()).await;
-            Err(Problem::crowded())
+            Err(app.doors.crowded())
         }
         Ok(_entry) => tokio::time::timeout(limit, answer(app, request))
             .await
@@ -150,9 +151,9 @@ async fn counted(
     let whole = begun.elapsed();
     let status = response.status().as_u16();
     app.endpoint.used();
-    app.endpoint.metrics().ended(Door::RealTime, status, model, whole);
+    app.endpoint.metrics().ended(door, status, model, whole);
     tracing::info!(
-        door = Door::RealTime.as_str(),
+        door = door.as_str(),
         status,
         code,
         model_ms = model.as_secs_f64() * 1e3,
@@ -202,7 +203,7 @@ async fn answer(app: &App, request: Request<Body>) -> Result<Answer, Problem> {
 }
 
 /// Does what takes a while on a thread of its own.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(in crate::serve) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
     let done = tokio::task::spawn_blocking(work).await;

@@ -10,9 +10,11 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::{get, post};
 
+pub(super) use doors::blocking;
 pub use reply::Reply;
 
 use super::endpoint::Endpoint;
+use super::problem::Problem;
 
 /// What the doors may take.
 #[derive(Clone, Debug)]
@@ -21,6 +23,20 @@ pub struct DoorConfig {
     pub most_bytes: u64,
     /// Longest time for a request, from its headers to its answer.
     pub timeout: Duration,
+    /// Whether who comes when all places are taken is told so as SageMaker's serverless endpoints
+    /// tell it.
+    pub throttles: bool,
+}
+
+impl DoorConfig {
+    /// What is said where all places are taken.
+    #[must_use]
+    pub fn crowded(&self) -> Problem {
+        match self.throttles {
+            true => Problem::throttled(),
+            false => Problem::crowded(),
+        }
+    }
 }
 
 /// What all handlers know.
