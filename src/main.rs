@@ -7,6 +7,7 @@ use haul::cli::Cli;
 use haul::job::tell;
 
 fn main() -> ExitCode {
+    haul::serve::phases::begin();
     // Workers are our own threads. Candle's and rayon's would only fight them: each worker runs its
     // network alone, and the first use of either library reads these.
     for name in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
         }
     }));
     haul::failpoint::set_up();
-    match Cli::parse().execute() {
+    match Cli::parse_from(haul::cli::arguments()).execute() {
         Ok(exit) => exit.into(),
         Err(error) => {
             tell(&format!("haul: {error}"));

@@ -5,6 +5,7 @@ mod completions;
 mod doctor;
 mod export;
 mod inference;
+mod lambda;
 mod model;
 mod plan;
 mod retry;
@@ -15,7 +16,8 @@ mod status;
 mod verify;
 mod work;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -54,6 +56,7 @@ enum Command {
     Verify(verify::Verify),
     Export(export::Export),
     Serve(Box<serve::Serve>),
+    Lambda(Box<lambda::Lambda>),
     #[command(subcommand)]
     Model(model::ModelCommand),
     Doctor(doctor::Doctor),
@@ -96,11 +99,24 @@ impl Cli {
             Command::Verify(verify) => verify.execute(),
             Command::Export(export) => export.execute(),
             Command::Serve(serve) => serve.execute(),
+            Command::Lambda(lambda) => lambda.execute(),
             Command::Model(model) => model.execute(),
             Command::Doctor(doctor) => doctor.execute(),
             Command::Bench(bench) => bench.execute(),
             Command::Completions(completions) => completions.execute(),
         }
+    }
+}
+
+/// The command line. AWS Lambda starts an executable `bootstrap` without any: that is `haul lambda`.
+#[must_use]
+pub fn arguments() -> Vec<OsString> {
+    let given: Vec<OsString> = std::env::args_os().collect();
+    let [name] = given.as_slice() else { return given };
+    let bootstrap = Path::new(name).file_name() == Some("bootstrap".as_ref());
+    match bootstrap && std::env::var_os("AWS_LAMBDA_RUNTIME_API").is_some() {
+        true => vec!["haul".into(), "lambda".into()],
+        false => given,
     }
 }
 

@@ -8,9 +8,17 @@ use clap::Args;
 
 use super::inference::InferenceFlags;
 use crate::job::{Exit, Inference, JobError, S3Flags, parse_duration, parse_size};
+use crate::serve::phases::{self, Phase};
 use crate::serve::telemetry::{self, LogConfig};
 use crate::serve::{AuthConfig, Config, DoorConfig, EndpointConfig, ServerConfig, serve};
 use crate::store::Place;
+
+/// The largest bodies that SageMaker's endpoints take, and its serverless ones.
+const REAL_TIME_PAYLOAD: u64 = 25_000_000;
+const SERVERLESS_PAYLOAD: u64 = 4 << 20;
+
+/// What SageMaker lets a serverless endpoint take at once, at most.
+const MOST_CONCURRENCY: usize = 200;
 
 /// Answer over HTTP with the pool of a batch job: real-time, as SageMaker's endpoints and containers do
 #[derive(Debug, Args)]
@@ -55,6 +63,15 @@ pub(super) struct Serve {
     /// Unload the model after so long without a request, and load it again for the next one
     #[arg(long, value_name = "TIME", env = "HAUL_UNLOAD_AFTER", help_heading = "Server")]
     unload_after: Option<String>,
+    /// End the process, with exit code 0, after so long without a request
+    #[arg(long, value_name = "TIME", env = "HAUL_IDLE_EXIT", help_heading = "Server")]
+    idle_exit: Option<String>,
+    /// As SageMaker's serverless endpoints: bodies of 4 MiB by default, and --max-concurrency
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", env = "HAUL_SERVERLESS", help_heading = "Limits")]
+    serverless: Option<bool>,
+    /// With --serverless: requests that may be in at once, 1 to 200; more are throttled [default: one for each worker]
+    #[arg(long, value_name = "N", env = "HAUL_MAX_CONCURRENCY", help_heading = "Limits")]
+    max_concurrency: Option<usize>,
     /// After SIGTERM, finish requests that are in for so long [default: 25s]
     #[arg(long, value_name = "TIME", env = "HAUL_GRACE", help_heading = "Server")]
     grace: Option<String>,
@@ -116,6 +133,7 @@ impl Serve {
         let log = LogConfig::new(self.log_format.as_deref(), self.log_level.clone())?;
         // What is to be sent is sent when it is dropped.
         let _telemetry = telemetry::start(&log)?;
+        phases::ended(Phase::Arguments);
         serve(config)?;
         Ok(Exit::Done)
     }
@@ -125,7 +143,7 @@ impl Serve {
         let container = Container::look();
         let contained = settings.model.is_none() && container.model_folder.is_dir();
         if contained {
-            settings.model = Some(container.model()?);
+            settings.model = Some(only_model(&container.model_folder)?);
         }
         let settings = settings.relative_to(Path::new(""))?;
         let inference = Inference::new(settings)?;
@@ -137,23 +155,24 @@ impl Serve {
             Some(text) => parse_size(text, name),
             None => Ok(default),
         };
-        let max_payload = size(&self.max_payload, "max-payload", container.max_payload()?)?;
+        let serverless = self.serverless.unwrap_or(false);
+        let usual = if serverless { SERVERLESS_PAYLOAD } else { REAL_TIME_PAYLOAD };
+        let max_payload = size(&self.max_payload, "max-payload", container.max_payload(usual)?)?;
+        let most_requests = match serverless {
+            true => self.concurrency(inference.workers())?,
+            false if self.max_concurrency.is_some() => {
+                let what = "--max-concurrency goes with --serverless (--max-requests does not)";
+                return Err(JobError::Usage(what.to_owned()));
+            }
+            false => self.max_requests.unwrap_or(64).max(1),
+        };
         let host = self.host.as_deref().unwrap_or(if contained { "0.0.0.0" } else { "127.0.0.1" });
         let port = match (self.port, contained) {
             (Some(port), _) => port,
             (None, true) => container.port()?,
             (None, false) => 8080,
         };
-        let name = match &self.endpoint_name {
-            Some(name) => name.clone(),
-            None => name_of(&inference.model),
-        };
-        let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if name.is_empty() || name.len() > 63 || !name.chars().all(fits) {
-            return Err(JobError::Usage(format!(
-                "--endpoint-name is `{name}`; it has 1 to 63 letters, digits, `-`, `_` and `.`"
-            )));
-        }
+        let name = endpoint_name(self.endpoint_name.as_deref(), &inference.model)?;
         let roots = self.root.iter().map(|root| Place::parse(root).map_err(JobError::Usage));
         let most_bytes = size(&self.max_bodies, "max-bodies", 256 << 20)?;
         Ok(Config {
@@ -161,12 +180,13 @@ impl Serve {
                 name,
                 inference,
                 s3: self.s3.options()?,
-                most_requests: self.max_requests.unwrap_or(64).max(1),
+                most_requests,
                 most_bytes: most_bytes.max(max_payload),
             },
             doors: DoorConfig {
                 most_bytes: max_payload,
                 timeout: time(&self.timeout, "timeout", Duration::from_secs(60))?,
+                throttles: serverless,
             },
             server: self.server(time)?,
             auth: AuthConfig {
@@ -178,6 +198,10 @@ impl Serve {
             roots: roots.collect::<Result<_, _>>()?,
             unload_after: match &self.unload_after {
                 Some(text) => Some(parse_duration(text, "unload-after")?),
+                None => None,
+            },
+            idle_exit: match &self.idle_exit {
+                Some(text) => Some(parse_duration(text, "idle-exit")?),
                 None => None,
             },
             grace: time(&self.grace, "grace", Duration::from_secs(25))?,
@@ -202,6 +226,21 @@ impl Serve {
             ..usual
         })
     }
+
+    /// Requests that a serverless endpoint takes at once. SageMaker's have 1 to 200.
+    fn concurrency(&self, workers: usize) -> Result<usize, JobError> {
+        if self.max_requests.is_some() {
+            let what = "--max-requests is --max-concurrency with --serverless";
+            return Err(JobError::Usage(what.to_owned()));
+        }
+        match self.max_concurrency {
+            None => Ok(workers.clamp(1, MOST_CONCURRENCY)),
+            Some(given) if (1..=MOST_CONCURRENCY).contains(&given) => Ok(given),
+            Some(given) => Err(JobError::Usage(format!(
+                "--max-concurrency is {given}; it lies between 1 and {MOST_CONCURRENCY}"
+            ))),
+        }
+    }
 }
 
 /// The address of a host's name.
@@ -214,10 +253,41 @@ fn address(host: &str, port: u16) -> Result<SocketAddr, JobError> {
     found.next().ok_or_else(|| wrong("it has no address".to_owned()))
 }
 
+/// The endpoint's name: as given, or after its model's file.
+pub(super) fn endpoint_name(given: Option<&str>, model: &Path) -> Result<String, JobError> {
+    let name = given.map_or_else(|| name_of(model), str::to_owned);
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > 63 || !name.chars().all(fits) {
+        return Err(JobError::Usage(format!(
+            "--endpoint-name is `{name}`; it has 1 to 63 letters, digits, `-`, `_` and `.`"
+        )));
+    }
+    Ok(name)
+}
+
 /// An endpoint is named after its model's file.
 fn name_of(model: &Path) -> String {
     let name = model.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     name.split('.').next().unwrap_or_default().to_owned()
+}
+
+/// The one checkpoint in a folder.
+pub(super) fn only_model(folder: &Path) -> Result<PathBuf, JobError> {
+    let wrong = |what: String| JobError::Usage(format!("`{}`: {what}", folder.display()));
+    let read = |error: std::io::Error| wrong(format!("cannot list it: {error}"));
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(read)? {
+        let path = entry.map_err(read)?.path();
+        let suffix = path.extension().and_then(|suffix| suffix.to_str());
+        if matches!(suffix, Some("pt" | "safetensors")) {
+            found.push(path);
+        }
+    }
+    match found.as_slice() {
+        [one] => Ok(one.clone()),
+        [] => Err(wrong("there is no .pt or .safetensors in it (name one with --model)".into())),
+        _ => Err(wrong("there are several checkpoints in it (name one with --model)".into())),
+    }
 }
 
 /// What SageMaker tells a container.
@@ -232,28 +302,6 @@ impl Container {
         Container { model_folder: base.join("model") }
     }
 
-    /// The one checkpoint in the model's folder.
-    fn model(&self) -> Result<PathBuf, JobError> {
-        let folder = self.model_folder.display();
-        let wrong = |what: String| JobError::Usage(format!("`{folder}`: {what}"));
-        let read = |error: std::io::Error| wrong(format!("cannot list it: {error}"));
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.model_folder).map_err(read)? {
-            let path = entry.map_err(read)?.path();
-            let suffix = path.extension().and_then(|suffix| suffix.to_str());
-            if matches!(suffix, Some("pt" | "safetensors")) {
-                found.push(path);
-            }
-        }
-        match found.as_slice() {
-            [one] => Ok(one.clone()),
-            [] => {
-                Err(wrong("there is no .pt or .safetensors in it (name one with --model)".into()))
-            }
-            _ => Err(wrong("there are several checkpoints in it (name one with --model)".into())),
-        }
-    }
-
     fn port(&self) -> Result<u16, JobError> {
         match std::env::var("SAGEMAKER_BIND_TO_PORT") {
             Err(_) => Ok(8080),
@@ -265,9 +313,9 @@ impl Container {
 
     /// In batch transform the job says how large payloads are; 0 is without a limit, which is what
     /// AWS allows at most.
-    fn max_payload(&self) -> Result<u64, JobError> {
+    fn max_payload(&self, usual: u64) -> Result<u64, JobError> {
         match std::env::var("SAGEMAKER_MAX_PAYLOAD_IN_MB") {
-            Err(_) => Ok(25_000_000),
+            Err(_) => Ok(usual),
             Ok(text) => match text.trim().parse::<u64>() {
                 Ok(0) => Ok(100 << 20),
                 Ok(megabytes) if megabytes <= 100 => Ok(megabytes << 20),

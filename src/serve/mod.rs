@@ -7,32 +7,39 @@
 //! tokio has one thread here, for input and output only. Reading objects, base64 and digests go to
 //! its blocking threads, pictures to the pool's workers.
 
+pub mod asynchronous;
 pub mod auth;
 pub mod desk;
 pub mod endpoint;
 pub mod http;
 pub mod invocation;
+pub mod lambda;
 pub mod metrics;
+pub mod phases;
 pub mod problem;
+mod serverless;
 mod signals;
+mod sockets;
 pub mod telemetry;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use auth::AuthConfig;
-pub use endpoint::{Endpoint, EndpointConfig};
-pub use http::{App, DoorConfig, ServerConfig};
-
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use auth::Gate;
-use endpoint::Ready;
-use http::{Front, Life, Server, Tls};
-use signals::Signals;
+pub use asynchronous::{AsyncConfig, AsyncDoor};
+pub use auth::AuthConfig;
+pub use endpoint::{Endpoint, EndpointConfig};
+pub use http::{App, DoorConfig, ServerConfig};
+pub use lambda::{LambdaConfig, serve_lambda};
 
+use self::auth::Gate;
+use self::endpoint::Ready;
+use self::http::{Front, Life, Server, Tls};
+use self::phases::Phase;
+use self::signals::Signals;
 use crate::job::JobError;
 use crate::store::{Place, Roots};
 
@@ -43,6 +50,8 @@ pub struct Config {
     pub endpoint: EndpointConfig,
     /// What the HTTP doors may take.
     pub doors: DoorConfig,
+    /// The asynchronous door, if there is one.
+    pub asynchronous: Option<AsyncConfig>,
     /// What the socket may take.
     pub server: ServerConfig,
     /// Who may ask.
@@ -53,30 +62,35 @@ pub struct Config {
     pub roots: Vec<Place>,
     /// After so long without a request the model is unloaded.
     pub unload_after: Option<Duration>,
+    /// After so long without a request the process ends.
+    pub idle_exit: Option<Duration>,
     /// How long requests that are in are waited for when it ends.
     pub grace: Duration,
 }
 
 /// How long blocking threads are waited for at the end: what is in is answered by then, and who
 /// still waits for a store waits for nobody.
-const PARTING: Duration = Duration::from_millis(500);
+const PARTING: Duration = Duration::from_secs(1);
 
-/// Serves until a signal asks it to stop. A second one ends the process at once, and so does the
-/// first if the model is not loaded yet.
+/// Threads for what blocks, besides one for each request that may be in: they are made when they
+/// are wanted.
+const SPARE_THREADS: usize = 16;
+
+/// Serves until a signal asks it to stop, or nobody has asked for as long as it was to wait. A
+/// second signal ends the process at once, and so does the first if the model is not loaded yet.
 ///
 /// # Errors
-/// When the address cannot be had, when the model or a file of secrets cannot be loaded at the
-/// start, or when requests were still in at the end.
+/// When the address cannot be had, when the model, the queue or a file of secrets cannot be opened
+/// at the start, or when requests were still in at the end.
 pub fn serve(config: Config) -> Result<(), JobError> {
-    let failed =
-        |what: &str, error: std::io::Error| JobError::Internal(format!("cannot {what}: {error}"));
-    let listener = TcpListener::bind(config.listen)
-        .map_err(|error| JobError::Usage(format!("cannot listen on {}: {error}", config.listen)))?;
+    let listener = sockets::listener(config.listen)?;
+    phases::ended(Phase::Listening);
+    let threads = config.endpoint.most_requests.saturating_add(SPARE_THREADS);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(16)
+        .max_blocking_threads(threads)
         .build()
-        .map_err(|error| failed("start tokio", error))?;
+        .map_err(|error| JobError::Internal(format!("cannot start tokio: {error}")))?;
     let served = runtime.block_on(run(config, listener));
     runtime.shutdown_timeout(PARTING);
     served
@@ -97,13 +111,19 @@ async fn run(config: Config, listener: TcpListener) -> Result<(), JobError> {
     let _reloading = reload_on_hangup(tls.clone(), gate.clone())?;
     let endpoint = Endpoint::new(config.endpoint.clone(), roots);
     let app = App { endpoint: endpoint.clone(), doors: config.doors.clone() };
+    let door = match config.asynchronous.clone() {
+        Some(asynchronous) => Some(AsyncDoor::start(endpoint.clone(), asynchronous).await?),
+        None => None,
+    };
     let life = Life::default();
     let open = gate.is_none();
     let front = Front { life: life.clone(), server: Arc::new(config.server.clone()), gate };
-    let router = http::front(http::router(app), front);
+    let routes = http::router(app.clone(), asynchronous::router(app, door.as_ref()));
+    let routes = routes.layer(axum::middleware::from_fn(phases::watch_first));
     let scheme = if tls.is_some() { "https" } else { "http" };
     let unusable = |error| JobError::Internal(format!("cannot set up the socket: {error}"));
-    let server = Server::new(listener, router, config.server.clone(), tls).map_err(unusable)?;
+    let server = Server::new(listener, http::front(routes, front), config.server.clone(), tls);
+    let server = server.map_err(unusable)?;
     let address = server.address().map_err(unusable)?;
     tracing::info!(
         %address,
@@ -121,23 +141,43 @@ async fn run(config: Config, listener: TcpListener) -> Result<(), JobError> {
         async move { server.serve(&life, async { drop(stopping.await) }, grace).await }
     });
     tokio::select! {
-        ready = endpoint.ready() => if ready.is_err() && let Some(error) = endpoint.broken() {
-            return Err(Arc::into_inner(error)
-                .unwrap_or_else(|| JobError::Internal("the model cannot be loaded".into())));
+        ready = endpoint.ready() => if let Err(problem) = ready {
+            return Err(why_broken(&endpoint, problem));
         },
         // There is nothing to finish.
         signal = signals.next() => signals::end(signal),
     }
+    phases::ended(Phase::Model);
     if let Some(ready) = endpoint.loaded() {
         said(&config.endpoint, &ready);
     }
-    let signal = signals.next().await;
-    tracing::info!(signal, inside = life.inside(), grace_s = grace.as_secs_f64(), "stopping");
+    if let Some(patience) = config.unload_after {
+        tokio::spawn(serverless::unload_when_idle(endpoint.clone(), patience));
+    }
+    let idle = async {
+        match config.idle_exit {
+            Some(patience) => serverless::idle(&endpoint, patience).await,
+            None => std::future::pending().await,
+        }
+    };
+    let grace_s = grace.as_secs_f64();
+    tokio::select! {
+        signal = signals.next() => tracing::info!(signal, inside = life.inside(), grace_s, "stopping"),
+        () = idle => tracing::info!("nobody has asked for a while: stopping"),
+    }
     // Nobody is there to be told if the server itself has ended.
     let _ = stop.send(());
     tokio::spawn(async move { signals::end(signals.next().await) });
-    let clean = serving.await;
+    let parting = async {
+        if let Some(door) = &door {
+            door.stop(grace).await;
+        }
+    };
+    let (clean, ()) = tokio::join!(serving, parting);
     let inside = life.inside();
+    if let Some(door) = &door {
+        door.close();
+    }
     endpoint.close();
     match clean {
         Ok(true) => {
@@ -145,14 +185,21 @@ async fn run(config: Config, listener: TcpListener) -> Result<(), JobError> {
             Ok(())
         }
         Ok(false) => Err(JobError::Internal(format!(
-            "{inside} requests were still in after the grace of {} s",
-            grace.as_secs_f64()
+            "{inside} requests were still in after the grace of {grace_s} s"
         ))),
         Err(error) => Err(JobError::Internal(format!("the server failed: {error}"))),
     }
 }
 
-/// Says what was loaded.
+/// Why the model could not be loaded at the start.
+fn why_broken(endpoint: &Endpoint, problem: problem::Problem) -> JobError {
+    let error = endpoint.broken();
+    // It has the error, too.
+    endpoint.close();
+    error.and_then(Arc::into_inner).unwrap_or(JobError::Internal(problem.message))
+}
+
+/// Says what was loaded, and how long it took to get there.
 fn said(config: &EndpointConfig, ready: &Ready) {
     tracing::info!(
         model = %config.inference.model.display(),
@@ -161,6 +208,10 @@ fn said(config: &EndpointConfig, ready: &Ready) {
         workers = ready.workers,
         memory_budget = ready.budget,
         setup_ms = ready.setup.as_millis() as u64,
+        before_main_cpu_ms = phases::before_main(),
+        arguments_ms = phases::at(Phase::Arguments),
+        listening_ms = phases::at(Phase::Listening),
+        model_ms = phases::at(Phase::Model),
         "ready"
     );
     for note in &ready.notes {

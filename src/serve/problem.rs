@@ -65,6 +65,16 @@ impl Problem {
         }
     }
 
+    /// There are as many requests as a serverless endpoint takes at once.
+    #[must_use]
+    pub fn throttled() -> Problem {
+        let message = "as many requests are in as this endpoint takes at once; try again";
+        Problem {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Problem::new(StatusCode::TOO_MANY_REQUESTS, "throttled", message)
+        }
+    }
+
     /// It took too long.
     #[must_use]
     pub fn timed_out(limit: Duration) -> Problem {

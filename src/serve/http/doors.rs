@@ -135,6 +135,7 @@ async fn counted(
     reply: impl FnOnce(Result<Answer, Problem>) -> Response,
 ) -> Response {
     let begun = Instant::now();
+    let door = request.extensions().get().copied().unwrap_or(Door::RealTime);
     app.endpoint.used();
     let limit = app.doors.timeout;
     let result = match app.endpoint.desk().enter() {
@@ -142,7 +143,7 @@ async fn counted(
             app.endpoint.metrics().shed.inc();
             let (head, body) = request.into_parts();
             request::refuse(&head.headers, body).await;
-            Err(Problem::crowded())
+            Err(app.doors.crowded())
         }
         Ok(_entry) => tokio::time::timeout(limit, answer(app, request))
             .await
@@ -154,8 +155,8 @@ async fn counted(
     let whole = begun.elapsed();
     let status = response.status().as_u16();
     app.endpoint.used();
-    app.endpoint.metrics().ended(Door::RealTime, status, model, whole);
-    response.extensions_mut().insert(Told { door: Door::RealTime, code, model });
+    app.endpoint.metrics().ended(door, status, model, whole);
+    response.extensions_mut().insert(Told { door, code, model });
     response
 }
 
@@ -199,7 +200,7 @@ async fn answer(app: &App, request: Request<Body>) -> Result<Answer, Problem> {
 }
 
 /// Does what takes a while on a thread of its own.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(in crate::serve) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
     let done = tokio::task::spawn_blocking(work).await;

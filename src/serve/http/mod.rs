@@ -20,6 +20,7 @@ use axum::routing::{get, post};
 
 pub use front::{Front, RequestId, Told, front};
 pub use life::Life;
+pub(super) use doors::blocking;
 pub use reply::Reply;
 pub use server::{Server, ServerConfig};
 pub use tls::Tls;
@@ -28,6 +29,7 @@ pub(crate) use front::{is_aws, shaped};
 pub(crate) use request::{read, refuse};
 
 use super::endpoint::Endpoint;
+use super::problem::Problem;
 
 /// What the doors may take.
 #[derive(Clone, Debug)]
@@ -36,6 +38,20 @@ pub struct DoorConfig {
     pub most_bytes: u64,
     /// Longest time for a request, from its headers to its answer.
     pub timeout: Duration,
+    /// Whether who comes when all places are taken is told so as SageMaker's serverless endpoints
+    /// tell it.
+    pub throttles: bool,
+}
+
+impl DoorConfig {
+    /// What is said where all places are taken.
+    #[must_use]
+    pub fn crowded(&self) -> Problem {
+        match self.throttles {
+            true => Problem::throttled(),
+            false => Problem::crowded(),
+        }
+    }
 }
 
 /// What all handlers know.
@@ -47,8 +63,8 @@ pub struct App {
     pub doors: DoorConfig,
 }
 
-/// All routes.
-pub fn router(app: App) -> Router {
+/// All routes, and those of the asynchronous door.
+pub fn router(app: App, more: Router) -> Router {
     let routes = Router::new()
         .route("/", get(page::page))
         .route("/status", get(status::status))
@@ -59,5 +75,5 @@ pub fn router(app: App) -> Router {
         .route("/endpoints/{name}/invocations", post(doors::endpoint_invocations))
         .route("/endpoints/{name}/invocations-response-stream", post(doors::endpoint_stream))
         .with_state(app);
-    front::strangers(routes)
+    front::strangers(routes.merge(more))
 }

@@ -1,0 +1,37 @@
+//! Scaling to zero: the model goes when nobody wants it, and so does the process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::endpoint::Endpoint;
+
+/// The least time between two looks at the clock.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Comes back when no request has been in for so long.
+pub(super) async fn idle(endpoint: &Endpoint, patience: Duration) {
+    loop {
+        let left = patience.saturating_sub(endpoint.idle_for());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.max(LOOK)).await;
+    }
+}
+
+/// Unloads the model whenever no request has been in for so long; the next one loads it again, and
+/// waits meanwhile.
+pub(super) async fn unload_when_idle(endpoint: Arc<Endpoint>, patience: Duration) {
+    loop {
+        idle(&endpoint, patience).await;
+        if endpoint.loaded().is_some() {
+            let leaver = endpoint.clone();
+            // Its workers are waited for.
+            let unloading = tokio::task::spawn_blocking(move || leaver.unload_after(patience));
+            if unloading.await.unwrap_or(false) {
+                tracing::info!(idle_s = endpoint.idle_for().as_secs_f64(), "model unloaded");
+            }
+        }
+        tokio::time::sleep(patience.max(LOOK)).await;
+    }
+}
