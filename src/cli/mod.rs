@@ -10,6 +10,7 @@ mod plan;
 mod retry;
 mod run;
 mod serve;
+mod serve_async;
 mod signals;
 mod status;
 mod verify;

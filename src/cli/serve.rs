@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::inference::InferenceFlags;
+use super::serve_async::AsyncFlags;
 use crate::job::{Exit, Inference, JobError, S3Flags, parse_duration, parse_size};
 use crate::serve::{Config, DoorConfig, EndpointConfig, serve};
 use crate::store::Place;
@@ -58,6 +59,8 @@ pub(super) struct Serve {
     #[arg(long, value_name = "TIME", env = "HAUL_GRACE", help_heading = "Server")]
     grace: Option<String>,
     #[command(flatten)]
+    asynchronous: AsyncFlags,
+    #[command(flatten)]
     s3: S3Flags,
 }
 
@@ -102,12 +105,14 @@ impl Serve {
             )));
         }
         let roots = self.root.iter().map(|root| Place::parse(root).map_err(JobError::Usage));
+        let s3 = self.s3.options()?;
+        let asynchronous = self.asynchronous.config(&name, inference.workers(), &s3)?;
         let most_bytes = size(&self.max_bodies, "max-bodies", 256 << 20)?;
         Ok(Config {
             endpoint: EndpointConfig {
                 name,
                 inference,
-                s3: self.s3.options()?,
+                s3,
                 most_requests: self.max_requests.unwrap_or(64).max(1),
                 most_bytes: most_bytes.max(max_payload),
             },
@@ -115,6 +120,7 @@ impl Serve {
                 most_bytes: max_payload,
                 timeout: time(&self.timeout, "timeout", Duration::from_secs(60))?,
             },
+            asynchronous,
             listen: address(host, port)?,
             roots: roots.collect::<Result<_, _>>()?,
             unload_after: match &self.unload_after {

@@ -7,6 +7,7 @@
 //! tokio has one thread here, for input and output only. Reading objects, base64 and digests go to
 //! its blocking threads, pictures to the pool's workers.
 
+pub mod asynchronous;
 pub mod desk;
 pub mod endpoint;
 pub mod http;
@@ -18,11 +19,15 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use asynchronous::{AsyncConfig, AsyncDoor};
 pub use endpoint::{Endpoint, EndpointConfig};
 pub use http::{App, DoorConfig};
 
 use crate::job::JobError;
 use crate::store::{Place, Roots};
+
+/// How long threads are waited for that are still reading or writing when all else has ended.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// What a server is, as it was asked for.
 #[derive(Clone, Debug)]
@@ -31,6 +36,8 @@ pub struct Config {
     pub endpoint: EndpointConfig,
     /// What the HTTP doors may take.
     pub doors: DoorConfig,
+    /// The asynchronous door, if there is one.
+    pub asynchronous: Option<AsyncConfig>,
     /// Where it listens.
     pub listen: SocketAddr,
     /// What clients may name.
@@ -55,14 +62,21 @@ pub fn serve(config: Config) -> Result<(), JobError> {
         .max_blocking_threads(16)
         .build()
         .map_err(|error| failed("start tokio", error))?;
-    runtime.block_on(run(config, listener))
+    let served = runtime.block_on(run(config, listener));
+    // A request to a bucket that nobody waits for any more may go on for minutes.
+    runtime.shutdown_timeout(PARTING);
+    served
 }
 
 async fn run(config: Config, listener: TcpListener) -> Result<(), JobError> {
     let roots = Roots::open(&config.roots, &config.endpoint.s3)?;
     let endpoint = Endpoint::new(config.endpoint.clone(), roots);
     let app = App { endpoint: endpoint.clone(), doors: config.doors.clone() };
-    let router = http::router(app);
+    let door = match config.asynchronous.clone() {
+        Some(asynchronous) => Some(AsyncDoor::start(endpoint.clone(), asynchronous).await?),
+        None => None,
+    };
+    let router = http::router(app.clone()).merge(asynchronous::router(app, door.as_ref()));
     listener
         .set_nonblocking(true)
         .map_err(|error| JobError::Internal(format!("cannot set up the socket: {error}")))?;
@@ -80,7 +94,15 @@ async fn run(config: Config, listener: TcpListener) -> Result<(), JobError> {
     }
     stop_signal().await?;
     handle.graceful_shutdown(Some(config.grace));
-    let ended = serving.await;
+    let parting = async {
+        if let Some(door) = &door {
+            door.stop(config.grace).await;
+        }
+    };
+    let (ended, ()) = tokio::join!(serving, parting);
+    if let Some(door) = &door {
+        door.close();
+    }
     endpoint.close();
     match ended {
         Ok(Ok(())) => Ok(()),

@@ -88,7 +88,7 @@ pub(super) async fn endpoint_stream(
 }
 
 /// Whether a request of SageMaker's runtime is about this endpoint, and about what it has.
-pub(super) fn is_ours(app: &App, name: &str, headers: &HeaderMap) -> Result<(), RuntimeProblem> {
+pub(in crate::serve) fn is_ours(app: &App, name: &str, headers: &HeaderMap) -> Result<(), RuntimeProblem> {
     if name != app.endpoint.name() {
         let message = format!("Endpoint {name} of account 000000000000 not found.");
         return Err(RuntimeProblem::validation(&message));
@@ -202,7 +202,7 @@ async fn answer(app: &App, request: Request<Body>) -> Result<Answer, Problem> {
 }
 
 /// Does what takes a while on a thread of its own.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(in crate::serve) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
     let done = tokio::task::spawn_blocking(work).await;

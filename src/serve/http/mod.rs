@@ -1,8 +1,8 @@
 //! The HTTP doors: routes, and what is common to all of them.
 
-mod doors;
+pub(super) mod doors;
 mod reply;
-mod request;
+pub(super) mod request;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -20,7 +20,7 @@ const DRAIN_BYTES: u64 = 256 << 20;
 ///
 /// # Errors
 /// [`Problem`] when it has more, or does not come.
-pub(super) async fn read(
+pub(in crate::serve) async fn read(
     headers: &HeaderMap,
     body: Body,
     most: u64,
@@ -52,7 +52,7 @@ pub(super) async fn read(
 }
 
 /// Reads what still comes, for a while, and forgets it.
-pub(super) async fn drain(mut body: Body) {
+pub(in crate::serve) async fn drain(mut body: Body) {
     let mut read = 0;
     let reading = async {
         while let Some(Ok(frame)) = body.frame().await {
