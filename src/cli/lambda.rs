@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::inference::InferenceFlags;
+use super::log::LogFlags;
 use super::serve::{endpoint_name, only_model};
 use crate::job::{Exit, Inference, JobError, S3Flags, parse_duration, parse_size};
 use crate::serve::{DoorConfig, EndpointConfig, LambdaConfig, lambda, serve_lambda};
@@ -50,12 +51,16 @@ pub(super) struct Lambda {
     #[arg(long, value_name = "TIME", env = "HAUL_TIMEOUT", help_heading = "Limits")]
     timeout: Option<String>,
     #[command(flatten)]
+    log: LogFlags,
+    #[command(flatten)]
     s3: S3Flags,
 }
 
 impl Lambda {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
-        serve_lambda(self.config()?)?;
+        let config = self.config()?;
+        let _telemetry = self.log.start()?;
+        serve_lambda(config)?;
         Ok(Exit::Done)
     }
 

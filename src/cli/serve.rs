@@ -7,9 +7,10 @@ use std::time::Duration;
 use clap::Args;
 
 use super::inference::InferenceFlags;
+use super::log::LogFlags;
+use super::serve_async::AsyncFlags;
 use crate::job::{Exit, Inference, JobError, S3Flags, parse_duration, parse_size};
 use crate::serve::phases::{self, Phase};
-use crate::serve::telemetry::{self, LogConfig};
 use crate::serve::{AuthConfig, Config, DoorConfig, EndpointConfig, ServerConfig, serve};
 use crate::store::Place;
 
@@ -84,12 +85,8 @@ pub(super) struct Serve {
     /// Close connections that have no request for so long [default: 75s]
     #[arg(long, value_name = "TIME", env = "HAUL_IDLE_TIMEOUT", help_heading = "Server")]
     idle_timeout: Option<String>,
-    /// Form of the log on stderr: text or json [default: text on a terminal, else json]
-    #[arg(long, value_name = "FORM", env = "HAUL_LOG_FORMAT", help_heading = "Server")]
-    log_format: Option<String>,
-    /// What is logged: error, warn, info, debug, trace, or directives such as warn,haul=debug
-    #[arg(long, value_name = "LEVEL", env = "HAUL_LOG", help_heading = "Server")]
-    log_level: Option<String>,
+    #[command(flatten)]
+    log: LogFlags,
     /// Serve HTTPS with this certificate chain (PEM); SIGHUP reads it again
     #[arg(
         long,
@@ -124,15 +121,15 @@ pub(super) struct Serve {
     )]
     sigv4_region: Option<String>,
     #[command(flatten)]
+    asynchronous: AsyncFlags,
+    #[command(flatten)]
     s3: S3Flags,
 }
 
 impl Serve {
     pub(super) fn execute(self) -> Result<Exit, JobError> {
         let config = self.config()?;
-        let log = LogConfig::new(self.log_format.as_deref(), self.log_level.clone())?;
-        // What is to be sent is sent when it is dropped.
-        let _telemetry = telemetry::start(&log)?;
+        let _telemetry = self.log.start()?;
         phases::ended(Phase::Arguments);
         serve(config)?;
         Ok(Exit::Done)
@@ -174,12 +171,14 @@ impl Serve {
         };
         let name = endpoint_name(self.endpoint_name.as_deref(), &inference.model)?;
         let roots = self.root.iter().map(|root| Place::parse(root).map_err(JobError::Usage));
+        let s3 = self.s3.options()?;
+        let asynchronous = self.asynchronous.config(&name, inference.workers(), &s3)?;
         let most_bytes = size(&self.max_bodies, "max-bodies", 256 << 20)?;
         Ok(Config {
             endpoint: EndpointConfig {
                 name,
                 inference,
-                s3: self.s3.options()?,
+                s3,
                 most_requests,
                 most_bytes: most_bytes.max(max_payload),
             },
@@ -194,6 +193,7 @@ impl Serve {
                 keys: self.sigv4_keys.clone(),
                 region: self.sigv4_region.clone(),
             },
+            asynchronous,
             listen: address(host, port)?,
             roots: roots.collect::<Result<_, _>>()?,
             unload_after: match &self.unload_after {

@@ -41,6 +41,7 @@ pub use s3::{Checksums, Lease, S3, S3Options, S3Source, S3SourceOptions, S3Store
 pub use text::one_line;
 
 pub(crate) use local::settled;
+pub(crate) use s3::service;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};

@@ -112,6 +112,28 @@ impl Roots {
         }
     }
 
+    /// How many bytes an object has now, `most` or less.
+    ///
+    /// # Errors
+    /// As [`Roots::read`].
+    pub fn size(&self, location: &str, most: u64) -> Result<u64, RootError> {
+        let size = match self.find(location)? {
+            Found::Object(at) => {
+                let size = S3::with(&self.s3).size(&at);
+                size.map_err(|error| of_bucket(location, most, error))?
+            }
+            Found::File(folder, name) => {
+                let file = open_below(folder, &name).map_err(|errno| of_file(location, errno))?;
+                let failed = |error| StoreError::new("look at", location, error);
+                file.metadata().map_err(failed)?.len()
+            }
+        };
+        match size > most {
+            true => Err(RootError::TooLarge(location.to_owned(), most)),
+            false => Ok(size),
+        }
+    }
+
     fn find(&self, location: &str) -> Result<Found<'_>, RootError> {
         let outside = || RootError::Outside(location.to_owned());
         if location.is_empty() || location.contains('\0') {
@@ -237,6 +259,9 @@ mod tests {
             assert!(matches!(read(malformed), Err(RootError::Malformed(_))), "{malformed}");
         }
         assert!(matches!(roots.read("sub/a.jpg", 6), Err(RootError::TooLarge(_, 6))));
+        assert!(matches!(roots.size("sub/a.jpg", 6), Err(RootError::TooLarge(_, 6))));
+        assert_eq!(roots.size("sub/a.jpg", 7).unwrap(), 7);
+        assert!(matches!(roots.size("../secret.jpg", 7), Err(RootError::Outside(_))));
         assert!(roots.check("s3://b/in/a.jpg").is_ok());
         let none = Roots::open(&[], &S3Options::default()).unwrap();
         assert!(none.is_empty() && matches!(none.read("a", 1), Err(RootError::Outside(_))));

@@ -1,12 +1,12 @@
 //! The HTTP doors: routes, and what is common to all of them.
 
-mod doors;
+pub(super) mod doors;
 mod front;
 mod life;
 mod pace;
 mod page;
 mod reply;
-mod request;
+pub(super) mod request;
 mod server;
 mod status;
 mod tls;

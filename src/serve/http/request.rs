@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::sync::Semaphore;
@@ -18,8 +18,12 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// where its refusal should be.
 const DRAIN_BYTES: u64 = 256 << 20;
 
-/// Only so many are read at a time: nobody gets work for free by being refused.
+/// Only so many of more than `SMALL` bytes are read at a time: nobody gets work for free by being
+/// refused.
 static DRAINS: Semaphore = Semaphore::const_new(32);
+
+/// A body that may be read whoever else is being read.
+const SMALL: u64 = 1 << 20;
 
 /// Reads a body of at most `most` bytes. The room that it takes is kept with it.
 ///
@@ -69,8 +73,16 @@ pub(crate) async fn refuse(headers: &HeaderMap, body: Body) {
 }
 
 /// Reads what still comes, for a while, and forgets it.
-pub(super) async fn drain(mut body: Body) {
-    let Ok(_turn) = DRAINS.try_acquire() else { return };
+pub(in crate::serve) async fn drain(mut body: Body) {
+    // What is small is sent in a moment, and costs less than the connection does.
+    let small = body.size_hint().upper().is_some_and(|bytes| bytes <= SMALL);
+    let _turn = match small {
+        true => None,
+        false => match DRAINS.try_acquire() {
+            Ok(turn) => Some(turn),
+            Err(_) => return,
+        },
+    };
     let mut read = 0;
     let reading = async {
         while let Some(Ok(frame)) = body.frame().await {

@@ -26,7 +26,8 @@ use self::web::Web;
 use super::http::blocking;
 use super::invocation::{Options, Picture};
 use super::metrics::Door;
-use super::{App, DoorConfig, Endpoint, EndpointConfig, logs};
+use super::signals::Signals;
+use super::{App, DoorConfig, Endpoint, EndpointConfig};
 use crate::job::JobError;
 use crate::store::{Place, Roots};
 
@@ -63,7 +64,6 @@ struct Function {
 /// When this is no Lambda environment, when the model cannot be loaded, or when the runtime API
 /// does not answer.
 pub fn serve_lambda(config: LambdaConfig) -> Result<(), JobError> {
-    logs::start();
     check_environment()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -102,6 +102,7 @@ fn check_environment() -> Result<(), JobError> {
 }
 
 async fn run(config: LambdaConfig) -> Result<(), JobError> {
+    let mut signals = Signals::listen()?;
     let roots = Roots::open(&config.roots, &config.endpoint.s3)?;
     let s3 = &config.endpoint.s3;
     let output = config.output.as_ref().map(|place| Arc::new(Output::at(place, s3)));
@@ -125,7 +126,7 @@ async fn run(config: LambdaConfig) -> Result<(), JobError> {
     let ended = tokio::select! {
         ended = Runtime::new(handler).run() => ended
             .map_err(|error| JobError::Internal(format!("Lambda's runtime API: {error}"))),
-        stopped = super::stop_signal() => stopped,
+        _ = signals.next() => Ok(()),
     };
     endpoint.close();
     ended

@@ -1,5 +1,6 @@
 //! HTTP requests that come as events: to the router and back, translated by `lambda_http`.
 
+use axum::Router;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -109,7 +110,7 @@ impl Web {
             host.clone().map(|host| head.headers.insert(HOST, host));
             head.extensions.insert(Door::Lambda);
             let body = axum::body::Body::from(body.clone());
-            router(app.clone()).oneshot(http::Request::from_parts(head, body))
+            router(app.clone(), Router::new()).oneshot(http::Request::from_parts(head, body))
         });
         let event = LambdaEvent::new(request, context);
         let Ok(response) = Adapter::from(service).oneshot(event).await;

@@ -47,6 +47,15 @@ pub(super) enum If {
     Tag(String),
 }
 
+/// What is said of an object besides its bytes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct About {
+    /// The job that it belongs to.
+    pub(super) job: Option<String>,
+    /// Its media type.
+    pub(super) content_type: Option<String>,
+}
+
 /// How a write that could be made came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Put {
@@ -119,7 +128,7 @@ impl S3 {
         at: &Location,
         bytes: &[u8],
         condition: &If,
-        job: Option<&str>,
+        about: &About,
     ) -> Result<Put, Fault> {
         let mut tries = self.tries();
         let mut doubt = false;
@@ -134,7 +143,8 @@ impl S3 {
                 .set_request_payer(self.payer())
                 .set_server_side_encryption(options.sse.as_deref().map(ServerSideEncryption::from))
                 .set_ssekms_key_id(options.sse_kms_key_id.clone());
-            if let Some(job) = job {
+            request = request.set_content_type(about.content_type.clone());
+            if let Some(job) = &about.job {
                 request = request.metadata(JOB, job);
             }
             request = match condition {

@@ -224,8 +224,13 @@ pub(super) fn timeouts(read: Duration) -> TimeoutConfig {
     TimeoutConfig::builder().connect_timeout(Duration::from_secs(5)).read_timeout(read).build()
 }
 
-async fn configure(options: &S3Options, skew: &Arc<AtomicI64>) -> aws_sdk_s3::Config {
-    let endpoint = endpoint(options);
+/// Credentials, region, connection and clock for a service of AWS, or for what speaks like it at
+/// `endpoint`. Nothing is tried again by itself.
+async fn common(
+    options: &S3Options,
+    endpoint: Option<String>,
+    skew: &Arc<AtomicI64>,
+) -> SdkConfig {
     let elsewhere = endpoint.as_ref().is_some_and(|url| !url.contains(".amazonaws.com"));
     let region = match &options.region {
         Some(region) => Some(Region::new(region.clone())),
@@ -260,7 +265,19 @@ async fn configure(options: &S3Options, skew: &Arc<AtomicI64>) -> aws_sdk_s3::Co
     if options.unsigned {
         loader = loader.no_credentials();
     }
-    let config: SdkConfig = loader.load().await;
+    loader.load().await
+}
+
+/// What a client of another service at `endpoint` needs; its region and credentials are found as
+/// those of S3 are.
+pub(crate) async fn service(options: &S3Options, endpoint: String) -> SdkConfig {
+    common(options, Some(endpoint), &Arc::default()).await
+}
+
+async fn configure(options: &S3Options, skew: &Arc<AtomicI64>) -> aws_sdk_s3::Config {
+    let endpoint = endpoint(options);
+    let elsewhere = endpoint.as_ref().is_some_and(|url| !url.contains(".amazonaws.com"));
+    let config = common(options, endpoint, skew).await;
     let region = config.region().cloned().unwrap_or(Region::from_static("us-east-1"));
     let mut builder = aws_sdk_s3::config::Builder::from(&config)
         .region(region)

@@ -14,6 +14,16 @@ const PIECE: u64 = 8 << 20;
 const AT_ONCE: usize = 4;
 
 impl S3 {
+    /// How many bytes an object has.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn size(&self, at: &Location) -> Result<u64, StoreError> {
+        let (s3, of) = (self.clone(), at.clone());
+        let head = self.wait(async move { s3.look(&of).await });
+        head.map(|head| head.size).map_err(|fault| fault.error("look at", at))
+    }
+
     /// Writes an object into a file, where that stands, and gives its size: `most` or less. All of
     /// it is of one version. In memory are a few pieces of it.
     ///

@@ -17,6 +17,7 @@ mod store;
 mod traffic;
 
 pub use client::S3;
+pub(crate) use client::service;
 pub use lease::Lease;
 pub use options::{Checksums, S3Options};
 pub use source::{S3Source, S3SourceOptions};

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::calls::{Got, If, Put};
+use super::calls::{About, Got, If, Put};
 use super::client::{Asked, S3};
 use super::fault::{Fault, Kind};
 use super::listing::Want;
@@ -17,13 +17,24 @@ const AT_ONCE: usize = 32;
 pub struct S3Store {
     s3: S3,
     prefix: Location,
+    content_type: Option<String>,
 }
 
 impl S3Store {
     /// The store under a prefix; a `/` is put after it if it has none.
     #[must_use]
     pub fn new(s3: &S3, prefix: &Location) -> S3Store {
-        S3Store { s3: s3.clone(), prefix: prefix.folder() }
+        S3Store { s3: s3.clone(), prefix: prefix.folder(), content_type: None }
+    }
+
+    /// The same store, whose new objects say that they are of this media type.
+    #[must_use]
+    pub fn with_content_type(self, content_type: &str) -> S3Store {
+        S3Store { content_type: Some(content_type.to_owned()), ..self }
+    }
+
+    fn about(&self, job: Option<&str>) -> About {
+        About { job: job.map(str::to_owned), content_type: self.content_type.clone() }
     }
 
     /// The prefixes directly below this one, each as a name without the `/` at its end.
@@ -76,8 +87,8 @@ impl S3Store {
     fn put(&self, name: &Path, bytes: &[u8], job: Option<&str>) -> Result<PutNew, StoreError> {
         let at = self.at(name);
         let (s3, to, copy) = (self.s3.clone(), at.clone(), bytes.to_vec());
-        let job = job.map(str::to_owned);
-        let put = self.s3.wait(async move { s3.put(&to, &copy, &If::Free, job.as_deref()).await });
+        let about = self.about(job);
+        let put = self.s3.wait(async move { s3.put(&to, &copy, &If::Free, &about).await });
         match put.map_err(|fault| fault.error("write", &at).writing(bytes.len()))? {
             Put::Done(_) => Ok(PutNew::Created),
             // Our own write may have been done, and its answer lost. If the bytes are another's,
@@ -111,7 +122,8 @@ impl Store for S3Store {
     fn replace(&self, name: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let at = self.at(name);
         let (s3, to, copy) = (self.s3.clone(), at.clone(), bytes.to_vec());
-        let put = self.s3.wait(async move { s3.put(&to, &copy, &If::Any, None).await });
+        let about = self.about(None);
+        let put = self.s3.wait(async move { s3.put(&to, &copy, &If::Any, &about).await });
         put.map(drop).map_err(|fault| fault.error("write", &at).writing(bytes.len()))
     }
 
@@ -122,9 +134,9 @@ impl Store for S3Store {
         keep: Box<dyn Send>,
     ) -> Result<Writing, StoreError> {
         let (at, len) = (self.at(name), bytes.len());
-        let (s3, to) = (self.s3.clone(), at.clone());
+        let (s3, to, about) = (self.s3.clone(), at.clone(), self.about(None));
         let put = self.s3.start(async move {
-            let put = s3.put(&to, &bytes, &If::Any, None).await;
+            let put = s3.put(&to, &bytes, &If::Any, &about).await;
             drop(keep);
             put
         });

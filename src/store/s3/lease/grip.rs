@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{Mutex, Notify};
 
-use super::super::calls::{If, Put};
+use super::super::calls::{About, If, Put};
 use super::super::client::S3;
 use super::super::fault::{Fault, Kind};
 use super::Pace;
@@ -43,7 +43,7 @@ pub(super) async fn swap(s3: &S3, at: &Location, bytes: &[u8], tag: &str) -> Res
     for _ in 0..2 {
         let bare = s3.0.bare_tags.load(Ordering::Relaxed);
         let sent = if bare { tag.trim_matches('"') } else { tag };
-        let put = s3.put(at, bytes, &If::Tag(sent.to_owned()), None).await?;
+        let put = s3.put(at, bytes, &If::Tag(sent.to_owned()), &About::default()).await?;
         if let Put::Done(Some(tag)) = put {
             return Ok(Swap::Done(tag));
         }

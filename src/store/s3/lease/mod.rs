@@ -21,7 +21,7 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-use super::calls::{If, Put};
+use super::calls::{About, If, Put};
 use super::client::S3;
 use super::fault::{Fault, Kind};
 use super::listing::Want;
@@ -297,7 +297,7 @@ impl Seeker {
 
     fn put(&self, bytes: Vec<u8>, condition: If) -> Result<Put, LockError> {
         let (s3, to) = (self.s3.clone(), self.own.clone());
-        let ended = self.s3.wait(async move { s3.put(&to, &bytes, &condition, None).await });
+        let ended = self.s3.wait(async move { s3.put(&to, &bytes, &condition, &About::default()).await });
         ended.map_err(|fault| self.fault(&self.own, &fault))
     }
 
