@@ -107,7 +107,7 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, JobError> {
     #[cfg(feature = "otel")]
     {
         let traces = otel::Traces::start()?;
-        let layer = traces.as_ref().map(otel::Traces::layer);
+        let layer = traces.as_ref().map(|traces| traces.layer());
         registry.with(layer).try_init().map_err(twice)?;
         Ok(Telemetry { _traces: traces })
     }
