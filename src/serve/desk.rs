@@ -82,6 +82,7 @@ struct Queue {
     arrivals: u64,
     busy: usize,
     busy_with_large: usize,
+    given: u64,
 }
 
 #[derive(Debug)]
@@ -162,6 +163,12 @@ impl Desk {
         self.lock().busy
     }
 
+    /// Pictures that were given to workers since the desk is there.
+    #[must_use]
+    pub fn given(&self) -> u64 {
+        self.lock().given
+    }
+
     /// From now on pictures go there; without a counter they wait.
     pub fn open(self: &Arc<Desk>, counter: Option<Counter>) {
         let mut queue = self.lock();
@@ -221,9 +228,12 @@ impl Desk {
             });
             let work = Work { bytes, params, ticket, cancelled, note: None, reply };
             // There is room for as many as there are workers. A pool that is gone answers nobody.
-            if counter.queue.try_send(work).is_err() {
-                queue.busy -= 1;
-                queue.busy_with_large -= usize::from(large);
+            match counter.queue.try_send(work) {
+                Ok(()) => queue.given += 1,
+                Err(_) => {
+                    queue.busy -= 1;
+                    queue.busy_with_large -= usize::from(large);
+                }
             }
         }
     }

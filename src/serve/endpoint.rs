@@ -184,6 +184,8 @@ impl Endpoint {
         self.metrics.concurrent.set(count(self.desk.inside()));
         self.metrics.queue_depth.set(count(self.desk.waiting()));
         self.metrics.workers_busy.set(count(self.desk.busy()));
+        let counted = self.metrics.pictures.get();
+        self.metrics.pictures.inc_by(self.desk.given().saturating_sub(counted));
         let ready = self.loaded();
         self.metrics.model_loaded.set(i64::from(ready.is_some()));
         ready.iter().for_each(|ready| self.metrics.idle.inc_by(ready.idled().as_secs_f64()));

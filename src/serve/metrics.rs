@@ -73,6 +73,8 @@ pub struct Metrics {
     pub model_setup: Histogram,
     /// Requests that were refused since the queue was full.
     pub shed: IntCounter,
+    /// Pictures that were given to workers, also those whose clients did not stay.
+    pub pictures: IntCounter,
     /// Requests that are in.
     pub concurrent: IntGauge,
     /// Pictures that wait for a worker.
@@ -132,6 +134,10 @@ impl Metrics {
                 &registry,
                 IntCounter::new("shed_total", "Requests refused since the queue was full")
                     .expect(made),
+            ),
+            pictures: keep(
+                &registry,
+                IntCounter::new("pictures_total", "Pictures given to a worker").expect(made),
             ),
             concurrent: gauge("concurrent_requests", "Requests that are in"),
             queue_depth: gauge("queue_depth", "Pictures that wait for a worker"),

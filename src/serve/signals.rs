@@ -37,6 +37,5 @@ pub(super) fn end(signal: i32) -> ! {
 }
 
 fn of(kind: SignalKind) -> Result<Signal, JobError> {
-    signal(kind)
-        .map_err(|error| JobError::Internal(format!("cannot handle signals: {error}")))
+    signal(kind).map_err(|error| JobError::Internal(format!("cannot handle signals: {error}")))
 }

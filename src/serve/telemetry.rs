@@ -98,18 +98,16 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, JobError> {
             .with_writer(Stderr)
             .with_filter(filter)
             .boxed(),
-        LogFormat::Text => fmt::layer()
-            .with_ansi(false)
-            .with_writer(Stderr)
-            .with_filter(filter)
-            .boxed(),
+        LogFormat::Text => {
+            fmt::layer().with_ansi(false).with_writer(Stderr).with_filter(filter).boxed()
+        }
     };
     let registry = tracing_subscriber::registry().with(lines);
     let twice = |error| JobError::Internal(format!("cannot begin the log: {error}"));
     #[cfg(feature = "otel")]
     {
         let traces = otel::Traces::start()?;
-        let layer = traces.as_ref().map(otel::Traces::layer);
+        let layer = traces.as_ref().map(|traces| traces.layer());
         registry.with(layer).try_init().map_err(twice)?;
         Ok(Telemetry { _traces: traces })
     }
@@ -127,7 +125,7 @@ pub(super) fn request_span<B>(_: &http::Request<B>, _: &str) -> Span {
 }
 
 #[cfg(feature = "otel")]
-pub(super) use otel::request_span;
+pub(crate) use otel::request_span;
 
 /// How a request's span ended.
 pub(super) fn finish_span(span: &Span, status: StatusCode) {

@@ -61,9 +61,12 @@ mod tests {
 
     #[test]
     fn files_that_protect_nothing_are_refused() {
-        for (text, why) in
-            [("", "no token"), ("#a\n", "no token"), ("\nshort\n", "line 2"), ("a b c d e f g h i j k", "line 1")]
-        {
+        for (text, why) in [
+            ("", "no token"),
+            ("#a\n", "no token"),
+            ("\nshort\n", "line 2"),
+            ("a b c d e f g h i j k", "line 1"),
+        ] {
             let error = Tokens::parse(text).unwrap_err();
             assert!(error.contains(why) && !error.contains("short"), "{error}");
         }

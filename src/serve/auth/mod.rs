@@ -20,7 +20,7 @@ use bearer::Tokens;
 use sigv4::{Claim, Keys};
 
 use super::desk::{Desk, Room};
-use super::http::{DoorConfig, Reply, is_aws, read, refuse};
+use super::http::{Code, DoorConfig, Reply, is_aws, read, refuse};
 use super::problem::{Problem, RuntimeProblem};
 use crate::job::JobError;
 use crate::store::sha256;
@@ -62,7 +62,8 @@ impl AuthConfig {
 
     fn read(&self) -> Result<Secrets, JobError> {
         let tokens = self.tokens.as_deref().map(|path| {
-            Tokens::parse(&text(path, "token-file")?).map_err(|what| wrong(path, "token-file", &what))
+            Tokens::parse(&text(path, "token-file")?)
+                .map_err(|what| wrong(path, "token-file", &what))
         });
         let keys = self.keys.as_deref().map(|path| {
             Keys::parse(&text(path, "sigv4-keys")?).map_err(|what| wrong(path, "sigv4-keys", &what))
@@ -266,11 +267,13 @@ impl Refusal {
                 ("InvalidSignatureException", "forbidden", StatusCode::FORBIDDEN, message)
             }
         };
-        if is_aws(uri) {
-            return RuntimeProblem::new(StatusCode::FORBIDDEN, kind, &message).into_response();
-        }
-        let mut response = Reply(Err(Problem::new(status, code, message))).into_response();
-        if status == StatusCode::UNAUTHORIZED {
+        let aws = is_aws(uri);
+        let mut response = match aws {
+            true => RuntimeProblem::new(StatusCode::FORBIDDEN, kind, &message).into_response(),
+            false => Reply(Err(Problem::new(status, code, message))).into_response(),
+        };
+        response.extensions_mut().insert(Code(kind));
+        if !aws && status == StatusCode::UNAUTHORIZED {
             let scheme = match &secrets.tokens {
                 Some(_) => "Bearer",
                 None => sigv4::ALGORITHM,

@@ -43,7 +43,9 @@ impl Keys {
         for (number, line) in lines(text) {
             let words: Vec<&str> = line.split_whitespace().collect();
             let [key, secret] = words[..] else {
-                return Err(format!("line {number}: it has an access key and a secret, and a blank between them"));
+                return Err(format!(
+                    "line {number}: it has an access key and a secret, and a blank between them"
+                ));
             };
             if keys.insert(key.to_owned(), secret.to_owned()).is_some() {
                 return Err(format!("line {number}: the access key was there before"));
@@ -78,7 +80,8 @@ impl Claim {
     ) -> Result<Claim, Refusal> {
         let part = |name: &str| {
             let parts = given.split(',').filter_map(|part| part.trim().split_once('='));
-            let mut parts = parts.filter(|(given, _)| *given == name).map(|(_, value)| value.trim());
+            let mut parts =
+                parts.filter(|(given, _)| *given == name).map(|(_, value)| value.trim());
             match (parts.next().filter(|value| !value.is_empty()), parts.next()) {
                 (Some(value), None) => Ok(value),
                 _ => Err(Refusal::Incomplete(format!(
@@ -238,7 +241,14 @@ mod tests {
     fn stamps_are_read_as_they_are_written() {
         let time = read_stamp("20260102T030405Z").unwrap();
         assert_eq!(write_stamp(time), "20260102T030405Z");
-        for wrong in ["", "20260102T030405", "2026-01-02T03:04:05Z", "20261302T030405Z", "2026010ü030405Z", "+0260102T030405Z"] {
+        for wrong in [
+            "",
+            "20260102T030405",
+            "2026-01-02T03:04:05Z",
+            "20261302T030405Z",
+            "2026010ü030405Z",
+            "+0260102T030405Z",
+        ] {
             assert_eq!(read_stamp(wrong), None, "{wrong}");
         }
     }

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::life::Life;
 use super::pace::Paced;
 use super::reply::Reply;
+use super::request::refuse;
 use super::server::ServerConfig;
 use crate::serve::auth::Gate;
 use crate::serve::invocation::header_text;
@@ -60,6 +61,10 @@ pub struct Told {
     pub model: Duration,
 }
 
+/// The code of a problem that is none of an invocation: an extension of the response.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Code(pub(crate) &'static str);
+
 /// A handler panicked: an extension of the response that stands in for its own.
 #[derive(Clone, Copy)]
 struct Panicked;
@@ -83,22 +88,37 @@ pub fn front(routes: Router, front: Front) -> Router {
 /// Answers for paths that there are not, and for methods that these have not.
 pub(super) fn strangers(routes: Router) -> Router {
     routes
-        .fallback(|uri: Uri| async move {
+        .fallback(|uri: Uri, request: Request| async move {
+            unread(request).await;
             let message = format!("there is nothing at `{}`", uri.path());
             shaped(&uri, Problem::new(StatusCode::NOT_FOUND, "not_found", message))
         })
-        .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
+        .method_not_allowed_fallback(|method: Method, uri: Uri, request: Request| async move {
+            unread(request).await;
             let message = format!("`{}` does not take {method}", uri.path());
             let status = StatusCode::METHOD_NOT_ALLOWED;
             shaped(&uri, Problem::new(status, "method_not_allowed", message))
         })
 }
 
+/// Deals with the body of a request that nobody answers.
+async fn unread(request: Request) {
+    let (head, body) = request.into_parts();
+    refuse(&head.headers, body).await;
+}
+
 /// A problem of the server's own, in the words of those whose path it is.
 pub(crate) fn shaped(uri: &Uri, problem: Problem) -> Response {
-    if !is_aws(uri) {
-        return Reply(Err(problem)).into_response();
-    }
+    let code = Code(problem.code);
+    let mut response = match is_aws(uri) {
+        true => of_aws(problem),
+        false => Reply(Err(problem)).into_response(),
+    };
+    response.extensions_mut().insert(code);
+    response
+}
+
+fn of_aws(problem: Problem) -> Response {
     let (status, kind) = match problem.status {
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
             (problem.status, "UnknownOperationException")
@@ -134,35 +154,29 @@ async fn admitted(State(front): State<Front>, request: Request, next: Next) -> R
 async fn told(State(front): State<Front>, mut request: Request, next: Next) -> Response {
     let uri = request.uri().clone();
     let ping = uri.path() == "/ping";
-    if ping && front.life.draining() {
-        let message = "the server is being stopped";
-        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message);
-        let mut response = shaped(&uri, problem);
-        close(&mut response);
-        return response;
-    }
     let _inside = (!ping).then(|| front.life.enter());
     let read = Arc::new(AtomicU64::new(0));
-    let mut line = Line::of(&request, read.clone());
+    let line = Line::of(&request, read.clone());
     request.extensions_mut().insert(RequestId(line.id.clone()));
     let patience = front.server.body_timeout;
-    let request =
-        request.map(|body| Body::new(Paced::new(body, patience, read)));
+    let request = request.map(|body| Body::new(Paced::new(body, patience, read)));
     let announced = has_body(request.headers());
     let length = uri.path_and_query().map_or(0, |target| target.as_str().len());
     let span = crate::serve::telemetry::request_span(&request, &line.id);
-    let mut response = match length > front.server.max_uri {
-        true => {
-            let most = front.server.max_uri;
-            let message = format!("the path and the query have {length} bytes; {most} are taken");
-            shaped(&uri, Problem::new(StatusCode::URI_TOO_LONG, "uri_too_long", message))
-        }
-        false => next.run(request).instrument(span.clone()).await,
+    let mut response = if ping && front.life.draining() {
+        let message = "the server is being stopped";
+        shaped(&uri, Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", message))
+    } else if length > front.server.max_uri {
+        unread(request).await;
+        let most = front.server.max_uri;
+        let message = format!("the path and the query have {length} bytes; {most} are taken");
+        shaped(&uri, Problem::new(StatusCode::URI_TOO_LONG, "uri_too_long", message))
+    } else {
+        next.run(request).instrument(span.clone()).await
     };
     if response.extensions().get::<Panicked>().is_some() {
         let message = "a handler failed. This is a bug.";
         response = shaped(&uri, Problem::internal(message));
-        line.code = Some("internal");
     }
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&line.id) {
@@ -205,7 +219,6 @@ struct Line {
     inference: Option<String>,
     method: Method,
     path: String,
-    code: Option<&'static str>,
     read: Arc<AtomicU64>,
     begun: Instant,
     ended: bool,
@@ -222,7 +235,6 @@ impl Line {
             inference: text("x-amzn-sagemaker-inference-id"),
             method: request.method().clone(),
             path: path[..cut].to_owned(),
-            code: None,
             read,
             begun: Instant::now(),
             ended: false,
@@ -233,7 +245,8 @@ impl Line {
         self.ended = true;
         let told = response.extensions().get::<Told>().copied();
         let status = response.status().as_u16();
-        let code = told.and_then(|told| told.code).or(self.code);
+        let code = response.extensions().get::<Code>().map(|code| code.0);
+        let code = told.and_then(|told| told.code).or(code);
         let model = told.map(|told| millis(told.model));
         let door = told.map(|told| told.door.as_str());
         let sent = response.body().size_hint().exact();
@@ -325,7 +338,10 @@ mod tests {
         assert!(Uuid::parse_str(headers["x-amzn-requestid"].to_str().unwrap()).is_ok());
         assert!(body.contains(r#""code":"internal""#), "{body}");
         let (status, headers, body) = wait(ask("/endpoints/e/dies", "mine"));
-        assert_eq!((status, &headers["x-amzn-errortype"]), (StatusCode::INTERNAL_SERVER_ERROR, &"InternalFailure".parse().unwrap()));
+        assert_eq!(
+            (status, &headers["x-amzn-errortype"]),
+            (StatusCode::INTERNAL_SERVER_ERROR, &"InternalFailure".parse().unwrap())
+        );
         assert!(body.contains(r#""Message":"#), "{body}");
     }
 

@@ -25,7 +25,7 @@ pub use reply::Reply;
 pub use server::{Server, ServerConfig};
 pub use tls::Tls;
 
-pub(crate) use front::{is_aws, shaped};
+pub(crate) use front::{Code, is_aws, shaped};
 pub(crate) use request::{read, refuse};
 
 use super::endpoint::Endpoint;

@@ -15,6 +15,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -93,6 +94,7 @@ impl Server {
         tls: Option<Arc<Tls>>,
     ) -> io::Result<Server> {
         listener.set_nonblocking(true)?;
+        room_for_files(config.max_connections);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .keep_alive(true)
@@ -104,7 +106,9 @@ impl Server {
             .max_buf_size(config.max_header_bytes.max(SMALLEST_BUFFER));
         Ok(Server {
             listener: TcpListener::from_std(listener)?,
-            slots: Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS))),
+            slots: Arc::new(Semaphore::new(
+                config.max_connections.clamp(1, Semaphore::MAX_PERMITS),
+            )),
             shared: Arc::new(Shared { http, config, tls, router }),
             connections: GracefulShutdown::new(),
         })
@@ -137,7 +141,9 @@ impl Server {
         }
         let Server { listener, connections, .. } = self;
         drop(listener);
-        tokio::time::timeout_at(deadline, connections.shutdown()).await.is_ok()
+        let closed = tokio::time::timeout_at(deadline, connections.shutdown()).await.is_ok();
+        // Whoever has only connected, or not said all of what it wants, is owed nothing.
+        closed || life.inside() == 0
     }
 
     /// Takes connections; has no end of its own.
@@ -164,6 +170,28 @@ impl Server {
     }
 }
 
+/// Each connection is a file to the system, which gives a process 1024 unless it asks for more.
+fn room_for_files(connections: usize) {
+    let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(OTHER_FILES);
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let most = soft.max(wanted.min(hard));
+        setrlimit(Resource::RLIMIT_NOFILE, most, hard).map(|()| most)
+    });
+    match raised {
+        Ok(most) if most >= wanted => {}
+        Ok(most) => tracing::warn!(
+            connections,
+            most,
+            "there may not be files for all connections: raise the limit (ulimit -n) or lower \
+             --max-connections"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot ask for more open files"),
+    }
+}
+
+/// Files that are no connections: pictures being read, the model, sockets to stores, logs.
+const OTHER_FILES: u64 = 256;
+
 /// The smallest buffer that hyper works with.
 const SMALLEST_BUFFER: usize = 8 << 10;
 
@@ -172,10 +200,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 fn of_the_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
-    )
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
 /// Serves one connection to its end, TLS first where there is any.
@@ -203,12 +228,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stage = Stage::new();
-    let wire = Wire::new(
-        stream,
-        stage.clone(),
-        shared.config.header_timeout,
-        shared.config.write_timeout,
-    );
+    let wire =
+        Wire::new(stream, stage.clone(), shared.config.header_timeout, shared.config.write_timeout);
     let router = shared.router.clone();
     let service = tower::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let (router, stage) = (router.clone(), stage.clone());
