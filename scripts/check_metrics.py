@@ -10,6 +10,7 @@ import argparse
 import pathlib
 import shutil
 import subprocess
+import time
 
 from served import MODEL, PICTURES, ROOT, Served, check, in_threads, skip
 
@@ -51,6 +52,10 @@ def main():
         codes, shed = requests(server)
         for path in ("/ping", "/status", "/execution-parameters", "/", "/nothing"):
             server.ask("GET", path)
+        # A worker is counted as busy for a moment after its client has the answer.
+        until = time.monotonic() + 30
+        while server.json("/status")["requests"]["workers_busy"]:
+            check(time.monotonic() < until, "a worker is busy, and nobody asks")
         status, headers, text = server.ask("GET", "/metrics")
         check(status == 200 and headers["Content-Type"].startswith("text/plain; version=0.0.4"),
               f"{status} {headers['Content-Type']}")
