@@ -329,7 +329,7 @@ def invoked(s3, name, runtime, expected, strict):
     for answer in again:
         check(from_width(result(answer)[2]) == expected, "another line")
     for more in ({"EndpointName": "nobody"}, {"InputLocation": "s3://elsewhere/x.jpg"},
-                 {"RequestTTLSeconds": 59}, {"InvocationTimeoutSeconds": 3601}):
+                 {"RequestTTLSeconds": 21601}, {"InvocationTimeoutSeconds": 3601}):
         request = {"EndpointName": NAME, "InputLocation": f"s3://{name}/in/picnic.jpg"} | more
         raises("ValidationError", 400, lambda: runtime.invoke_endpoint_async(**request))
 

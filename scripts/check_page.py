@@ -208,9 +208,9 @@ def one_model(browser, server, pictures, turned, shots, name):
     # Rows can be walked along with the keyboard, and light their boxes up.
     browser.run("document.querySelector('#rows tr').focus()")
     check(browser.run(DATA) != with_boxes, "the row with the focus lights nothing up")
-    browser.press("\ue004")
+    browser.press("\ue015")
     check(browser.run("return document.activeElement.dataset.at") == ("1" if found > 1 else None),
-          "Tab does not lead to the next row")
+          "the arrow does not lead to the next row")
     browser.run("document.activeElement.blur()")
     curl(browser, pictures[0], least)
     # Several at once, one of them turned by EXIF: shown upright, as large as the line says.

@@ -14,7 +14,8 @@ use crate::serve::metrics::Door;
 
 /// `GET /status`.
 pub(super) async fn status(State(app): State<App>) -> Response {
-    let headers = [(header::CACHE_CONTROL, "no-store"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    let headers =
+        [(header::CACHE_CONTROL, "no-store"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
     (headers, Json(object(&app))).into_response()
 }
 
