@@ -6,6 +6,7 @@ mod common;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -289,4 +290,35 @@ fn wrong_flags_are_refused() {
         .args(["--model", "/nonexistent.pt", "--port", "0"])
         .exits(2)
         .says("/nonexistent.pt");
+}
+
+#[test]
+fn the_systemd_units_start_it_when_it_is_asked() {
+    let units = ["socket", "service"].map(|kind| {
+        let name = format!("jobs/systemd/haul-serve.{kind}");
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+    });
+    let service = std::fs::read_to_string(&units[1]).unwrap();
+    let start = service.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    let flags = start.strip_prefix("haul serve --model yolov8n.pt ").unwrap();
+    assert!(flags.contains("--idle-exit 10min"), "{flags}");
+    let flags: Vec<&str> =
+        flags.split(' ').map(|flag| if flag == "10min" { "300ms" } else { flag }).collect();
+    let socket = socket();
+    let address = socket.local_addr().unwrap();
+    let early = ask(TcpStream::connect(address).unwrap(), "/invocations", &picture());
+    let mut server = Server::of(with_sockets(&[&socket], &flags), address);
+    read(early).is(200);
+    assert_eq!(server.ends(), Some(0));
+
+    match Command::new("systemd-analyze").arg("verify").args(&units).output() {
+        Err(error) => println!("skipped: systemd-analyze verify ({error})"),
+        Ok(output) => {
+            // Other units of the machine are none of ours; nor is haul where it is installed.
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let ours = |line: &&str| line.contains("haul-serve") && !line.contains("executable");
+            let ours: Vec<&str> = said.lines().filter(ours).collect();
+            assert!(ours.is_empty(), "{ours:?}");
+        }
+    }
 }

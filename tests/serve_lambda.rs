@@ -205,12 +205,14 @@ fn a_direct_invocation_is_answered_with_the_line() {
     assert!(!api.invoke("{").ok);
     assert_eq!(api.invoke(r#"{"location":"there.jpg","name":"a.jpg"}"#).body, line);
 
-    let events: Vec<Value> =
-        function.logged().into_iter().filter(|line| line["message"] == "event").collect();
-    assert_eq!(events.len(), 14, "one line for each event that came to us: {events:?}");
+    let events = function.logged();
+    // What was no JSON has another's.
+    assert_eq!(events.len(), 15, "one line for each event: {events:?}");
     assert_eq!(events[0]["event"], "direct");
     assert!(events[0]["request_id"].is_string() && events[0].get("code").is_none());
     assert_eq!(events[5]["code"], "gone");
+    let ours = events.iter().filter(|line| line["message"] == "event").count();
+    assert_eq!(ours, 14, "{events:?}");
 }
 
 #[test]
@@ -436,4 +438,21 @@ fn a_package_needs_no_arguments() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(answer.body, batch_line("a.jpg", &picture()));
+}
+
+#[test]
+fn the_template_sets_variables_that_there_are() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs/lambda/template.yaml");
+    let template: serde_yaml_ng::Value =
+        serde_yaml_ng::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let function = &template["Resources"]["Haul"]["Properties"];
+    assert_eq!(function["Runtime"], "provided.al2023");
+    let responses = &function["Events"]["Queue"]["Properties"]["FunctionResponseTypes"];
+    assert_eq!(responses[0], "ReportBatchItemFailures");
+    let help = Haul::new("lambda").arg("--help").exits(0).stdout;
+    let variables = function["Environment"]["Variables"].as_mapping().unwrap();
+    assert!(!variables.is_empty());
+    for name in variables.keys().map(|name| name.as_str().unwrap()) {
+        assert!(help.contains(&format!("[env: {name}=")), "{name}");
+    }
 }

@@ -8,6 +8,12 @@ pub(super) fn start() {
         .with_default_directive(tracing::Level::INFO.into())
         .with_env_var("HAUL_LOG")
         .from_env_lossy();
+    // Errors of events have a line of ours; this would be another, in words for programmers. (What
+    // panics says so on stderr.)
+    let filter = match "lambda_runtime::layers::panic=off".parse() {
+        Ok(directive) => filter.add_directive(directive),
+        Err(_) => filter,
+    };
     // Whoever has set one up before wants that one.
     let _ = tracing_subscriber::fmt()
         .json()
