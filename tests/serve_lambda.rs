@@ -300,6 +300,28 @@ fn what_an_output_cannot_take_comes_again() {
 }
 
 #[test]
+fn a_store_that_does_not_answer_fails_its_own_messages() {
+    let out = tempfile::tempdir().unwrap();
+    // Nobody listens there any more.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let function = Function::start(|haul| {
+        haul.args(["--root", "s3://bucket/", "--output"])
+            .arg(out.path())
+            .without_env(&["AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"])
+            .env("AWS_ENDPOINT_URL_S3", &format!("http://{closed}"))
+            .env("AWS_REGION", "us-east-1")
+            .env("AWS_ACCESS_KEY_ID", "key")
+            .env("AWS_SECRET_ACCESS_KEY", "secret")
+    });
+    let notice = event("s3-put.json", &[("BUCKET", "bucket"), ("KEY", "a.jpg")]);
+    let bytes = json!({ "bytes": base64(&picture()), "name": "b.jpg" }).to_string();
+    let answer = function.api.invoke(&queue(&[("s3", notice.clone()), ("bytes", bytes)])).json();
+    assert_eq!(failures(&answer), BTreeSet::from(["s3".to_owned()]));
+    assert_eq!(walk(out.path()), [out.path().join("b.jpg.out")]);
+    function.api.invoke(&notice).fails("store", "s3://bucket/a.jpg");
+}
+
+#[test]
 fn objects_of_a_bucket_get_lines() {
     with_server(objects_of_a_bucket);
 }
@@ -315,10 +337,8 @@ fn objects_of_a_bucket(rig: &Rig) {
     let start = |output: Option<&str>| {
         Function::start(|haul| {
             let haul = rig.told(haul).arg("--root").arg(rig.at("in/"));
-            output
-                .map_or(None, |at| Some(rig.at(at)))
-                .iter()
-                .fold(haul, |haul, at| haul.arg("--output").arg(at))
+            let at = output.map(|at| rig.at(at));
+            at.iter().fold(haul, |haul, at| haul.arg("--output").arg(at))
         })
     };
     let line = |key: &str| batch_line(key, &picture());
