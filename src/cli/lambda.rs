@@ -21,7 +21,7 @@ use crate::store::Place;
 Example, with the emulator of cargo-lambda:
   cargo lambda watch --only-lambda-apis -A 127.0.0.1 -P 9000 &
   AWS_LAMBDA_FUNCTION_NAME=haul AWS_LAMBDA_FUNCTION_VERSION=1 AWS_LAMBDA_FUNCTION_MEMORY_SIZE=2048 \\
-    AWS_LAMBDA_RUNTIME_API=127.0.0.1:9000/.rt/haul haul lambda --model yolov8n.pt &
+    AWS_LAMBDA_RUNTIME_API=http://127.0.0.1:9000/.rt/haul haul lambda --model yolov8n.pt &
   curl --data-binary @bus.jpg localhost:9000/lambda-url/haul/invocations")]
 pub(super) struct Lambda {
     #[command(flatten)]

@@ -67,7 +67,8 @@ pub fn serve_lambda(config: LambdaConfig) -> Result<(), JobError> {
     check_environment()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(16)
+        // A store that does not answer keeps some for longer than their events last.
+        .max_blocking_threads(64)
         .build()
         .map_err(|error| JobError::Internal(format!("cannot start tokio: {error}")))?;
     runtime.block_on(run(config))

@@ -1,7 +1,6 @@
 //! Where lines go that nobody waits for.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use crate::serve::problem::Problem;
 use crate::store::{
@@ -13,9 +12,11 @@ const SUFFIX: &str = ".out";
 
 /// A folder or prefix that lines are written to, each as an object of its own: `<key>.out`.
 #[derive(Clone, Debug)]
-pub(super) struct Output {
-    store: Arc<dyn Store>,
-    bucket: Option<(Location, S3Store)>,
+pub(super) enum Output {
+    /// A folder.
+    Folder(PathBuf),
+    /// A prefix.
+    Bucket(Location, S3Store),
 }
 
 impl Output {
@@ -23,24 +24,21 @@ impl Output {
     pub(super) fn at(place: &Place, s3: &S3Options) -> Output {
         match place {
             Place::S3(prefix) => {
-                let store = S3Store::new(&S3::with(s3), prefix);
-                let bucket = Some((prefix.folder(), store.clone()));
-                Output { store: Arc::new(store), bucket }
+                Output::Bucket(prefix.folder(), S3Store::new(&S3::with(s3), prefix))
             }
-            // Functions may share a folder, hence temporaries of its own for each process.
-            Place::Local(folder) => {
-                let temporaries = format!(".haul-tmp-{}", uuid::Uuid::new_v4());
-                Output { store: Arc::new(LocalStore::new(folder, &temporaries)), bucket: None }
-            }
+            Place::Local(folder) => Output::Folder(folder.clone()),
         }
     }
 
     /// Whether an object of this bucket is one that was written here: to take it for a picture
     /// would make another, and so on without end.
     pub(super) fn is_own(&self, bucket: &str, key: &str) -> bool {
-        self.bucket.as_ref().is_some_and(|(prefix, _)| {
-            prefix.bucket == bucket && key.starts_with(&prefix.key) && key.ends_with(SUFFIX)
-        })
+        match self {
+            Output::Folder(_) => false,
+            Output::Bucket(prefix, _) => {
+                prefix.bucket == bucket && key.starts_with(&prefix.key) && key.ends_with(SUFFIX)
+            }
+        }
     }
 
     /// Writes a picture's line, in place of an older one of the same key: a message may come twice.
@@ -50,14 +48,28 @@ impl Output {
     /// [`Problem`] of the store.
     pub(super) fn write(&self, key: &str, line: &[u8]) -> Result<String, Problem> {
         let name = self.name(key);
-        self.store.replace(&name, line).map_err(|error| {
+        let (whole, written) = match self {
+            Output::Folder(folder) => {
+                // A new one each time, for it remembers folders that it has seen, and a function
+                // lives long enough for somebody to remove them. So has it temporaries of its own,
+                // which go with it.
+                let temporaries = format!(".haul-tmp-{}", uuid::Uuid::new_v4());
+                let store = LocalStore::new(folder, &temporaries);
+                let written = store.replace(&name, line);
+                store.remove_temporaries();
+                (folder.join(&name).to_string_lossy().into_owned(), written)
+            }
+            Output::Bucket(prefix, store) => {
+                (prefix.join(&name.to_string_lossy()).to_string(), store.replace(&name, line))
+            }
+        };
+        written.map(|()| whole).map_err(|error| {
             Problem::new(http::StatusCode::BAD_GATEWAY, "store", error.to_string())
-        })?;
-        Ok(format!("{}/{}", self.store.describe(), name.to_string_lossy()))
+        })
     }
 
     fn name(&self, key: &str) -> PathBuf {
-        let Some((_, store)) = &self.bucket else { return name_of(&Key::from(key), SUFFIX) };
+        let Output::Bucket(_, store) = self else { return name_of(&Key::from(key), SUFFIX) };
         let name = PathBuf::from(format!("{key}{SUFFIX}"));
         match store.is_too_long(&name) {
             true => PathBuf::from(format!("{}{SUFFIX}", sha256(key.as_bytes()))),
