@@ -41,7 +41,9 @@ impl Answer {
 }
 
 /// Reads head and body of a request or an answer.
-fn message(stream: &mut BufReader<TcpStream>) -> Option<(String, BTreeMap<String, String>, Vec<u8>)> {
+fn message(
+    stream: &mut BufReader<TcpStream>,
+) -> Option<(String, BTreeMap<String, String>, Vec<u8>)> {
     let mut first = String::new();
     stream.read_line(&mut first).ok().filter(|read| *read > 0)?;
     let mut headers = BTreeMap::new();
@@ -108,7 +110,7 @@ impl Rig {
             .arg("serve")
             .arg("--model")
             .arg(model())
-            .args(["--imgsz", "64", "--workers", "2", "--port", "0", "--endpoint-name", "shapes"])
+            .args(["--imgsz", "64", "--workers", "2", "--endpoint-name", "shapes"])
             .arg("--root")
             .arg(self.dir.path().join("in"))
             .arg("--state")
@@ -314,10 +316,7 @@ fn what_is_wrong_is_said_at_once() {
     let both = [("X-Amzn-SageMaker-InputLocation", &*fine)];
     refused(server.ask("POST", ASYNC, &both, b"picture"), "one is taken");
     refused(server.ask("POST", ASYNC, &[], &vec![0; 128_001]), "128000");
-    refused(
-        server.ask("POST", "/endpoints/other/async-invocations", &both, b""),
-        "Endpoint other",
-    );
+    refused(server.ask("POST", "/endpoints/other/async-invocations", &both, b""), "Endpoint other");
     let unknown = server.ask("GET", &format!("{ASYNC}/nobody"), &[], b"");
     assert_eq!(unknown.status, 404);
     assert!(rig.objects().is_empty());
@@ -404,7 +403,7 @@ fn what_fails_has_a_failure_object_and_nothing_else() {
 fn one_server_has_a_queue() {
     let rig = Rig::new();
     let _server = rig.start();
-    let second = rig.command().stderr(Stdio::piped()).output().unwrap();
+    let second = rig.command().args(["--port", "0"]).stderr(Stdio::piped()).output().unwrap();
     let said = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(2), "{said}");
     assert!(said.contains("--state") && said.contains("another server"), "{said}");
@@ -486,11 +485,14 @@ fn a_stop_leaves_the_rest_queued() {
     }
 }
 
+/// Headers and body of a notification.
+type Told = (BTreeMap<String, String>, Value);
+
 /// Takes notifications, after it has refused so many.
-fn receiver(refuse: usize) -> (u16, Arc<Mutex<Vec<(BTreeMap<String, String>, Value)>>>) {
+fn receiver(refuse: usize) -> (u16, Arc<Mutex<Vec<Told>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let taken: Arc<Mutex<Vec<_>>> = Arc::default();
+    let taken: Arc<Mutex<Vec<Told>>> = Arc::default();
     let kept = taken.clone();
     std::thread::spawn(move || {
         let mut refused = 0;
@@ -518,7 +520,8 @@ fn receiver(refuse: usize) -> (u16, Arc<Mutex<Vec<(BTreeMap<String, String>, Val
 fn receivers_are_told_until_they_have_heard() {
     let (webhook, told) = receiver(2);
     let (topic, envelopes) = receiver(0);
-    let urls = [format!("http://127.0.0.1:{webhook}/hook"), format!("sns+http://127.0.0.1:{topic}/")];
+    let urls =
+        [format!("http://127.0.0.1:{webhook}/hook"), format!("sns+http://127.0.0.1:{topic}/")];
     let rig = Rig::new().with(&[
         "--notify-success",
         &urls[0],
@@ -554,7 +557,8 @@ fn receivers_are_told_until_they_have_heard() {
     assert_eq!(said["inferenceId"], gone.id());
     assert!(said["failureReason"].as_str().unwrap().contains("gone"), "{said}");
     let metrics = String::from_utf8(server.ask("GET", "/metrics", &[], b"").body).unwrap();
-    let failures = metrics.lines().find(|line| line.starts_with("haul_notification_failures_total"));
+    let failures =
+        metrics.lines().find(|line| line.starts_with("haul_notification_failures_total"));
     assert!(failures.unwrap().ends_with(" 2"), "{failures:?}");
 }
 
