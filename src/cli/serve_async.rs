@@ -56,9 +56,7 @@ impl AsyncFlags {
         workers: usize,
         s3: &S3Options,
     ) -> Result<Option<AsyncConfig>, JobError> {
-        let at = |path: &Path, flag| {
-            place(&Place::parse(path).map_err(JobError::Usage)?, flag)
-        };
+        let at = |path: &Path, flag| place(&Place::parse(path).map_err(JobError::Usage)?, flag);
         let Some(output) = &self.async_output else { return Ok(None) };
         let output = at(output, "async-output")?;
         let failure = match &self.async_failure {
@@ -106,9 +104,8 @@ impl AsyncFlags {
 
 /// The folder for the state of an endpoint where nobody has said one.
 fn state_of(name: &str) -> Result<PathBuf, JobError> {
-    let absolute = |variable| {
-        std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
-    };
+    let absolute =
+        |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
     let home = || absolute("HOME").map(|home| home.join(".local/state"));
     let states = absolute("XDG_STATE_HOME").or_else(home).ok_or_else(|| {
         JobError::Usage(

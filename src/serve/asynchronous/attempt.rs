@@ -126,16 +126,17 @@ async fn fetch(worker: &Worker, location: &str) -> Result<(Vec<u8>, Room), Probl
     };
     let room = worker.endpoint.desk().room(size).await;
     let (endpoint, at) = (worker.endpoint.clone(), location.to_owned());
-    let bytes = lane(worker, move || endpoint.roots().read(&at, size)).await.map_err(|problem| {
-        failed(match problem.status {
-            // It had this size a moment ago.
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                let message = format!("`{location}` was written to while it was read");
-                Problem::new(StatusCode::BAD_GATEWAY, "store", message)
-            }
-            _ => problem,
-        })
-    })?;
+    let bytes =
+        lane(worker, move || endpoint.roots().read(&at, size)).await.map_err(|problem| {
+            failed(match problem.status {
+                // It had this size a moment ago.
+                StatusCode::PAYLOAD_TOO_LARGE => {
+                    let message = format!("`{location}` was written to while it was read");
+                    Problem::new(StatusCode::BAD_GATEWAY, "store", message)
+                }
+                _ => problem,
+            })
+        })?;
     Ok((bytes, room))
 }
 

@@ -146,7 +146,9 @@ async fn accept(
         .await
         .map_err(|problem| wrong(&problem.message))?;
     match (&asked.location, bytes.is_empty()) {
-        (Some(_), false) => return Err(wrong("there is an InputLocation and a Body; one is taken")),
+        (Some(_), false) => {
+            return Err(wrong("there is an InputLocation and a Body; one is taken"));
+        }
         (None, true) => return Err(wrong("there is neither an InputLocation nor a Body")),
         (None, false) if asked.content_type.is_none() => {
             // What plain clients have of headers.

@@ -2,9 +2,9 @@
 //! it, and its result is put where the answer to its acceptance said.
 //!
 //! One object for each request that was accepted, a result or a failure, and it is published once:
-//! what a request came to is put on disk before it is published ([`work`]), and published only where
-//! nothing is ([`publish`]). Notifications are owed from the transaction that ends the request, and
-//! delivered at least once ([`notify`]).
+//! what a request came to is put on disk before it is published (`work`), and published only where
+//! nothing is (`publish`). Notifications are owed from the transaction that ends the request, and
+//! delivered at least once (`notify`).
 
 mod attempt;
 mod doors;
@@ -16,6 +16,8 @@ mod notify;
 mod publish;
 mod queue;
 mod receiver;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use std::path::PathBuf;
@@ -125,8 +127,7 @@ impl AsyncDoor {
         let meters = Meters::new(endpoint.metrics());
         let failures = meters.notification_failures.clone();
         let notifier = Notifier::new(queue.clone(), senders, failures, config.retention);
-        let worker =
-            Worker::new(endpoint.clone(), config, queue, meters, places, notifier);
+        let worker = Worker::new(endpoint.clone(), config, queue, meters, places, notifier);
         let failed = |error: queue::Broken| JobError::Internal(error.to_string());
         worker.recover().await.map_err(failed)?;
         endpoint.metrics().add(Backlog::new(&worker));

@@ -90,16 +90,43 @@ mod tests {
             assert_eq!(filename(fine).unwrap(), fine);
         }
         for wrong in [
-            "", "..", ".", ".a", "a.b.c", "a/b", "/a", "a\\b", "a\nb", "a\0", "s3:a", "HTTPS:a",
-            "../a", &"x".repeat(33),
+            "",
+            "..",
+            ".",
+            ".a",
+            "a.b.c",
+            "a/b",
+            "/a",
+            "a\\b",
+            "a\nb",
+            "a\0",
+            "s3:a",
+            "HTTPS:a",
+            "../a",
+            &"x".repeat(33),
         ] {
             assert!(filename(wrong).is_err(), "{wrong:?}");
         }
         assert_eq!(extension("a/b c/d.e").unwrap(), "a/b c/d.e");
         assert_eq!(extension("a/").unwrap(), "a");
         for wrong in [
-            "", "/", "/a", "a//b", "..", "a/..", "a/../b", "./a", "a/./b", ".hidden/a", "a\\b",
-            "a\x1b", "s3://b/a", "https://a/b", "a//", &"x".repeat(256), &"x/".repeat(257),
+            "",
+            "/",
+            "/a",
+            "a//b",
+            "..",
+            "a/..",
+            "a/../b",
+            "./a",
+            "a/./b",
+            ".hidden/a",
+            "a\\b",
+            "a\x1b",
+            "s3://b/a",
+            "https://a/b",
+            "a//",
+            &"x".repeat(256),
+            &"x/".repeat(257),
         ] {
             assert!(extension(wrong).is_err(), "{wrong:?}");
         }

@@ -5,15 +5,15 @@
 //! answered survives a power cut, and many requests at once cost one write to the disk.
 
 use std::any::Any;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use redb::{
-    Database, DatabaseError, ReadableTable as _, ReadableTableMetadata as _, Table, TableDefinition,
-    WriteTransaction,
+    Database, DatabaseError, ReadableTable as _, ReadableTableMetadata as _, Table,
+    TableDefinition, WriteTransaction,
 };
 use tokio::sync::oneshot;
 
@@ -262,9 +262,8 @@ impl Queue {
     /// [`JobError::Usage`] when another server has it, or it cannot be opened.
     pub(super) fn open(folder: &Path) -> Result<Queue, JobError> {
         use std::os::unix::fs::DirBuilderExt as _;
-        let wrong = |what: String| {
-            JobError::Usage(format!("--state is `{}`: {what}", folder.display()))
-        };
+        let wrong =
+            |what: String| JobError::Usage(format!("--state is `{}`: {what}", folder.display()));
         // What clients have sent is nobody else's.
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -317,8 +316,7 @@ impl Queue {
     ) -> Result<T, Broken> {
         let closed = || Broken("the server is going away".to_owned());
         let (answer, answered) = oneshot::channel();
-        let change: Change =
-            Box::new(move |tables| Ok(Box::new(change(tables)?) as Value));
+        let change: Change = Box::new(move |tables| Ok(Box::new(change(tables)?) as Value));
         let job = Job { change, writes, answer };
         let sender = self.jobs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         sender.ok_or_else(closed)?.send(job).map_err(|_| closed())?;
@@ -343,7 +341,7 @@ fn open(path: &Path) -> Result<Database, DatabaseError> {
 }
 
 /// The thread that owns the file.
-fn work(database: Database, path: &PathBuf, jobs: &Receiver<Job>) {
+fn work(database: Database, path: &Path, jobs: &Receiver<Job>) {
     let mut database = Some(database);
     while let Ok(first) = jobs.recv() {
         let mut some = vec![first];

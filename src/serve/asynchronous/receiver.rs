@@ -154,8 +154,7 @@ impl Senders {
             .message_body(&notice.message)
             .message_attributes("haul-notification-id", id);
         if url.path().ends_with(".fifo") {
-            request =
-                request.message_group_id(&self.endpoint).message_deduplication_id(&notice.id);
+            request = request.message_group_id(&self.endpoint).message_deduplication_id(&notice.id);
         }
         let sent = tokio::time::timeout(ANSWER, request.send()).await;
         match sent {
@@ -219,8 +218,13 @@ mod tests {
         assert!(matches!(parse("http://a/b"), Ok(Receiver::Webhook(_))));
         assert!(matches!(parse("https://a/b?c+d"), Ok(Receiver::Webhook(_))));
         assert!(matches!(parse("sns+http://a/b"), Ok(Receiver::Sns(_))));
-        assert!(matches!(parse("sqs+https://sqs.eu-west-1.amazonaws.com/1/q"), Ok(Receiver::Sqs(_))));
-        for wrong in ["", "a", "ftp://a", "sqs+http://a", "sqs+http://a/", "sns+file:///a", "x+http://a"] {
+        assert!(matches!(
+            parse("sqs+https://sqs.eu-west-1.amazonaws.com/1/q"),
+            Ok(Receiver::Sqs(_))
+        ));
+        for wrong in
+            ["", "a", "ftp://a", "sqs+http://a", "sqs+http://a/", "sns+file:///a", "x+http://a"]
+        {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -12,6 +12,7 @@ use http::StatusCode;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use super::AsyncConfig;
 use super::attempt::{Attempt, Verdict};
 use super::entry::{Decision, Entry, State, now};
 use super::message;
@@ -19,7 +20,6 @@ use super::metrics::Meters;
 use super::notify::Notifier;
 use super::publish::{Places, Put};
 use super::queue::{Broken, Queue, Tables};
-use super::AsyncConfig;
 use crate::failpoint;
 use crate::serve::endpoint::Endpoint;
 use crate::serve::problem::Problem;

@@ -91,7 +91,11 @@ pub(super) async fn endpoint_stream(
 }
 
 /// Whether a request of SageMaker's runtime is about this endpoint, and about what it has.
-pub(in crate::serve) fn is_ours(app: &App, name: &str, headers: &HeaderMap) -> Result<(), RuntimeProblem> {
+pub(in crate::serve) fn is_ours(
+    app: &App,
+    name: &str,
+    headers: &HeaderMap,
+) -> Result<(), RuntimeProblem> {
     if name != app.endpoint.name() {
         let message = format!("Endpoint {name} of account 000000000000 not found.");
         return Err(RuntimeProblem::validation(&message));

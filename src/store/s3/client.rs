@@ -226,11 +226,7 @@ pub(super) fn timeouts(read: Duration) -> TimeoutConfig {
 
 /// Credentials, region, connection and clock for a service of AWS, or for what speaks like it at
 /// `endpoint`. Nothing is tried again by itself.
-async fn common(
-    options: &S3Options,
-    endpoint: Option<String>,
-    skew: &Arc<AtomicI64>,
-) -> SdkConfig {
+async fn common(options: &S3Options, endpoint: Option<String>, skew: &Arc<AtomicI64>) -> SdkConfig {
     let elsewhere = endpoint.as_ref().is_some_and(|url| !url.contains(".amazonaws.com"));
     let region = match &options.region {
         Some(region) => Some(Region::new(region.clone())),

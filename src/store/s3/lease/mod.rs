@@ -297,7 +297,8 @@ impl Seeker {
 
     fn put(&self, bytes: Vec<u8>, condition: If) -> Result<Put, LockError> {
         let (s3, to) = (self.s3.clone(), self.own.clone());
-        let ended = self.s3.wait(async move { s3.put(&to, &bytes, &condition, &About::default()).await });
+        let ended =
+            self.s3.wait(async move { s3.put(&to, &bytes, &condition, &About::default()).await });
         ended.map_err(|fault| self.fault(&self.own, &fault))
     }
 
