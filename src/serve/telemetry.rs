@@ -20,8 +20,9 @@ use crate::store::one_line;
 #[cfg(feature = "otel")]
 mod otel;
 
-/// What is logged where nothing is asked for: what haul says, and what others warn of.
-const DEFAULT: &str = "warn,haul=info";
+/// What is logged where nothing is asked for: what haul says, and what others warn of. Errors of
+/// events have a line of ours; that of the crate would be another, in words for programmers.
+const DEFAULT: &str = "warn,haul=info,lambda_runtime::layers::panic=off";
 
 /// The form of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

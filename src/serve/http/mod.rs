@@ -18,9 +18,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::{get, post};
 
+pub(super) use doors::blocking;
 pub use front::{Front, RequestId, Told, front};
 pub use life::Life;
-pub(super) use doors::blocking;
 pub use reply::Reply;
 pub use server::{Server, ServerConfig};
 pub use tls::Tls;
