@@ -12,10 +12,13 @@
 #   by apt-get    radosgw, ceph-osd and ceph-mon (an S3 server), slurmctld, slurmd, slurm-client and
 #                 munge, where they can be had; 0.4 GB. scripts/servers starts them in a temporary
 #                 folder and on 127.0.0.1, and they are ended with this script
+#   by apt-get    chromium and chromium-driver (the page), prometheus (promtool) and wrk (load), where
+#                 they can be had; their stages are skipped elsewhere
 #   by cargo      s3s-fs, another S3 server, into the target folder
 #   by pip        numpy, pycocotools and megadetector (for its validator alone, without what it
-#                 depends on), botocore and kubernetes-validate (schemas), into a virtual environment
-#                 in the target folder
+#                 depends on), botocore and kubernetes-validate (schemas), boto3 (clients of the
+#                 server), moto (a queue service), into a virtual environment in the target folder;
+#                 cargo-lambda's emulator into another
 #
 # Tests find the S3 server by HAUL_TEST_S3_* (scripts/servers/radosgw.sh lists them) and skip without.
 # AWS_* is left alone, so that nothing else begins to depend on it.
@@ -109,9 +112,12 @@ packages_missing() {
 SERVERS="radosgw:radosgw ceph-osd:ceph-osd ceph-mon:ceph-mon
 slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge"
 
+# The same of what asks a server: a browser, a load, and who reads its metrics.
+CLIENTS="chromium:chromium chromedriver:chromium-driver promtool:prometheus wrk:wrk"
+
 servers_missing() {
     local pair
-    for pair in $SERVERS; do
+    for pair in $SERVERS $CLIENTS; do
         command -v "${pair%%:*}" >/dev/null || echo "${pair##*:}"
     done
 }
@@ -178,6 +184,11 @@ install_missing() {
         echo "installing by pip into $venv: botocore, kubernetes-validate"
         "$HAUL_PYTHON" -m pip install --quiet --disable-pip-version-check \
             'botocore==1.44.5' 'kubernetes-validate==1.37.0'
+    fi
+    if ! "$HAUL_PYTHON" -c 'import boto3, moto, flask, flask_cors' 2>/dev/null; then
+        echo "installing by pip into $venv: boto3, moto"
+        "$HAUL_PYTHON" -m pip install --quiet --disable-pip-version-check \
+            'boto3==1.44.5' 'moto==5.2.5' 'flask>=3,<4' 'flask-cors>=6,<7'
     fi
     echo "everything is there"
 }
@@ -416,10 +427,12 @@ photographs() {
     done
 }
 
-# The binary with its failpoints: killed, failing and crashing at each of them.
+# The binary with all of its features: killed, failing and crashing at each of its failpoints, and
+# traced.
 failpoints() {
-    cargo test --locked --features failpoints --test failpoints --no-run
-    timeout --kill-after=30 15m cargo test --locked --features failpoints --test failpoints
+    cargo test --locked --all-features --test failpoints --test serve_otel --no-run
+    timeout --kill-after=30 15m \
+        cargo test --locked --all-features --test failpoints --test serve_otel
 }
 
 memcheck() {
@@ -473,13 +486,59 @@ fuzz_targets() {
     cargo check --manifest-path fuzz/Cargo.toml --target-dir "$target/fuzz"
 }
 
+# Things that ask the server, each by its own program. What could be had here and is not is a failure.
+asked_by() { # PACKAGE COMMAND...
+    local package=$1
+    shift
+    [ -x "$haul" ] || skip "there is no release build"
+    python_is_new_enough || skip "Python 3.11 or newer is not here"
+    if [ -f "$work/radosgw/env" ]; then
+        set -a
+        # shellcheck source=/dev/null
+        . "$work/radosgw/env"
+        set +a
+    fi
+    server "$package" timeout --kill-after=30 10m "$@"
+}
+
+page() { asked_by chromium-driver python3 scripts/check_page.py --haul "$haul"; }
+
+metrics() { asked_by prometheus python3 scripts/check_metrics.py --haul "$haul"; }
+
+load() { asked_by wrk python3 scripts/load.py --haul "$haul" --seconds 3; }
+
+boto3() { asked_by python3 "$HAUL_PYTHON" scripts/check_boto3.py --haul "$haul"; }
+
+signed() {
+    asked_by python3 "$HAUL_PYTHON" scripts/check_auth.py "$haul" testdata/model/shapes.safetensors \
+        testdata/pictures/pond.jpg
+}
+
+# The function behind the emulator of AWS Lambda that cargo-lambda has.
+lambda() { asked_by python3 scripts/check_lambda.sh "$target/lambda" "$haul"; }
+
+# Requests whose results are fetched later, while the server is killed: in folders, then in a bucket
+# and with a queue to be told.
+asynchronous() {
+    local port queue code=0
+    asked_by python3 "$HAUL_PYTHON" scripts/accept_async.py --haul "$haul"
+    [ -f "$work/radosgw/env" ] || skip "in folders it is right; there is no S3 server"
+    port=$(python3 scripts/servers/ports.py 1)
+    "${HAUL_PYTHON%/*}/moto_server" -H 127.0.0.1 -p "$port" >"$work/moto.log" 2>&1 &
+    queue=$!
+    asked_by python3 "$HAUL_PYTHON" scripts/accept_async.py --haul "$haul" --s3 \
+        --sqs "http://127.0.0.1:$port" || code=$?
+    kill $queue
+    return $code
+}
+
 # --- all of it ---------------------------------------------------------------------------------
 
 [ $install = no ] || stage "install" install_missing
 stage "licences" licences
 stage "cargo fmt" cargo fmt --check
 stage "cargo clippy" cargo clippy --all-targets --locked -- -D warnings
-stage "clippy with failpoints" cargo clippy --all-targets --locked --features failpoints -- -D warnings
+stage "clippy with all features" cargo clippy --all-targets --locked --all-features -- -D warnings
 stage "cargo doc" rustdoc
 stage "test servers" test_servers
 # In this shell, for all that follows.
@@ -488,7 +547,7 @@ while IFS= read -r line; do
 done < <(cat "$work/radosgw/env" 2>/dev/null)
 stage "fault proxy" fault_proxy
 tests
-stage "failpoints" failpoints # after `tests`: it builds the binary anew, with the feature
+stage "failpoints and traces" failpoints # after `tests`: it builds the binary anew, with the features
 stage "kernels under valgrind" memcheck
 stage "fuzz targets" fuzz_targets
 stage "release build" release_build
@@ -498,6 +557,13 @@ stage "export to pycocotools" coco
 stage "export to megadetector" megadetector
 stage "documents" documents
 stage "job files" job_files
+stage "page in Chromium" page
+stage "boto3" boto3
+stage "signed requests" signed
+stage "Lambda's emulator" lambda
+stage "metrics" metrics
+stage "load" load
+stage "asynchronous" asynchronous
 stage "slurm array" slurm_array
 stage "mAP on photographs" photographs
 stage "crash and resume" accept
