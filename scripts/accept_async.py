@@ -129,9 +129,14 @@ class Bucket:
     """Pictures and results in a bucket."""
 
     def __init__(self, _):
-        self.name, self.s3 = f"accept-async-{os.getpid()}", s3.S3()
+        self.name = f"accept-async-{os.getpid()}"
         self.s3("PUT", f"/{self.name}")
         self.input, self.output = f"s3://{self.name}/in", f"s3://{self.name}/out"
+
+    @property
+    def s3(self):
+        """A connection anew: the server closes one that was idle for a minute."""
+        return s3.S3()
 
     def put(self, name, data):
         self.s3("PUT", f"/{self.name}/in/{name}", body=data)
@@ -140,7 +145,8 @@ class Bucket:
         return list(self.s3.list(self.name, "out/"))
 
     def results(self):
-        return {key.removeprefix("out/"): self.s3("GET", f"/{self.name}/{key}")
+        client = self.s3
+        return {key.removeprefix("out/"): client("GET", f"/{self.name}/{key}")
                 for key in self.keys()}
 
     def count(self):

@@ -80,12 +80,13 @@ impl Places {
                 let gone = std::io::Error::other("it was there, and is not there any more");
                 Err(StoreError::new("read", target.location(), gone))
             }
-            // A file where a folder must be, or the other way round, stays so.
+            // A file where a folder must be, or the other way round, stays so; but not where it is
+            // the output itself that is no folder any more.
             Err(error)
                 if matches!(
                     error.source.kind(),
                     ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::InvalidFilename
-                ) =>
+                ) && folder(&target.place).is_none_or(|folder| folder.is_dir()) =>
             {
                 Ok(Put::Never(error.to_string()))
             }
@@ -119,5 +120,10 @@ mod tests {
         assert!(matches!(put("a", b"two"), Put::Never(_)), "a folder");
         assert!(matches!(put("a/b.out/c", b"two"), Put::Never(_)), "below a file");
         assert_eq!(std::fs::read(dir.path().join("out/a/b.out")).unwrap(), b"one");
+        // An output that is gone may come back.
+        std::fs::rename(dir.path().join("out"), dir.path().join("away")).unwrap();
+        std::fs::write(dir.path().join("out"), b"").unwrap();
+        let target = Target { place, name: "c.out".to_owned() };
+        assert!(places.put(&target, "text/plain", b"three").is_err());
     }
 }
