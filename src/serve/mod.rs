@@ -80,7 +80,6 @@ async fn run(config: Config, listener: TcpListener) -> Result<(), JobError> {
     if let Err(problem) = endpoint.ready().await {
         return Err(why_broken(&endpoint, problem));
     }
-    phases::ended(Phase::Model);
     phases::log_ready();
     if let Some(patience) = config.unload_after {
         tokio::spawn(serverless::unload_when_idle(endpoint.clone(), patience));
