@@ -3,7 +3,6 @@
 
 mod common;
 #[path = "common/rig.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part of this")]
 mod rig;
 #[path = "common/runtime_api.rs"]
 mod runtime_api;

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::desk::{Counter, Desk, Priority};
 use super::invocation::{Form, Options};
 use super::metrics::Metrics;
+use super::phases::{self, Phase};
 use super::problem::Problem;
 use crate::job::{BoxUnit, Inference, JobError, Loaded, ModelFacts, size_fault, write_detections};
 use crate::picture::Encoding;
@@ -255,6 +256,8 @@ impl Endpoint {
         let begun = Instant::now();
         let settled = match self.prepare(begun) {
             Ok(ready) => {
+                // Here, for whoever waits for it may be answered before anybody else comes on.
+                phases::ended(Phase::Model);
                 self.metrics.model_setup.observe(ready.setup.as_secs_f64());
                 Model::Ready(Arc::new(ready))
             }

@@ -147,7 +147,6 @@ async fn run(config: Config, listener: TcpListener) -> Result<(), JobError> {
         // There is nothing to finish.
         signal = signals.next() => signals::end(signal),
     }
-    phases::ended(Phase::Model);
     if let Some(ready) = endpoint.loaded() {
         said(&config.endpoint, &ready);
     }
