@@ -416,13 +416,12 @@ fn one_server_has_a_queue() {
         ("--notify-error", "sqs+http://a", "names no queue"),
         ("--async-output", "gs://a/b", "gs://"),
     ] {
-        let ran = Haul::new("serve")
-            .arg("--model")
-            .arg(model())
-            .args(["--port", "0", "--async-output"])
-            .arg(if flag == "--async-output" { Path::new(value) } else { &output })
-            .args(if flag == "--async-output" { &[][..] } else { &[flag, value][..] })
-            .exits(2);
+        let serve = Haul::new("serve").arg("--model").arg(model()).args(["--port", "0"]);
+        let serve = match flag {
+            "--async-output" => serve,
+            _ => serve.arg("--async-output").arg(&output),
+        };
+        let ran = serve.args([flag, value]).exits(2);
         assert!(ran.stderr.contains(words), "{flag}: {}", ran.stderr);
     }
 }
