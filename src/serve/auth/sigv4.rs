@@ -101,7 +101,7 @@ impl Claim {
         let lacks = |name: &str| !signed.iter().any(|signed| signed == name);
         let unsigned = headers.keys().map(http::HeaderName::as_str);
         let unsigned = unsigned.filter(|name| name.starts_with("x-amz-")).chain(["host"]);
-        for name in unsigned.chain(["x-amz-date"]).filter(|name| lacks(name)) {
+        if let Some(name) = unsigned.chain(["x-amz-date"]).find(|name| lacks(name)) {
             return Err(Refusal::Signature(format!(
                 "'{name}' must be a 'SignedHeader' in the AWS Authorization."
             )));
