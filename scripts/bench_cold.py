@@ -35,7 +35,7 @@ PHASES = ["arguments", "listening", "model", "first_request", "first_answer"]
 
 def request(picture):
     return (
-        b"POST /invocations HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+        b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         b"Content-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(picture)
     ) + picture
 

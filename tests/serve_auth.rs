@@ -97,7 +97,11 @@ fn tokens_open_all_doors_and_nothing_is_open_without_but_the_health_check() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path(), &[]);
     assert_eq!(server.ask("GET /ping", b"").status, 200);
-    for path in ["GET /metrics", "GET /execution-parameters", "GET /", "POST /invocations"] {
+    // The page has nothing of its own, and asks for the token.
+    assert_eq!(server.ask("GET /", b"").status, 200);
+    for path in
+        ["GET /metrics", "GET /execution-parameters", "GET /status", "POST /invocations", "POST /"]
+    {
         for with in [
             String::new(),
             "\nAuthorization: Bearer another-token-of-some-length".into(),

@@ -187,7 +187,7 @@ fn a_refusal_reaches_who_is_still_sending() {
     assert_eq!((answer.status, answer.code().as_str()), (413, "payload_too_large"));
     assert_eq!(server.ask("POST /nothing", &body).status, 404);
     // Without a length it is only noticed on the way.
-    let mut chunked = b"POST /invocations HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\
+    let mut chunked = b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
         Transfer-Encoding: chunked\r\n\r\n"
         .to_vec();
     for chunk in body.chunks(1 << 20).take(40) {
@@ -204,7 +204,7 @@ fn a_refusal_reaches_who_is_still_sending() {
 #[test]
 fn who_waits_to_be_told_to_go_on_is_refused_without_a_body() {
     let server = Server::start(&[]);
-    let head = "POST /invocations HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\n";
+    let head = "POST /invocations HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n";
     let mut stream = server.connect();
     stream.write_all(format!("{head}Content-Length: 100000000\r\n\r\n").as_bytes()).unwrap();
     let answers = Answer::all(&until_closed(stream));
@@ -250,14 +250,14 @@ fn the_slow_are_not_waited_for() {
         scope.spawn(|| assert!(trickle(server.connect(), b"GET /ping HTTP/1.1\r\nA: ").is_empty()));
         scope.spawn(|| {
             let mut stream = server.connect();
-            stream.write_all(b"GET /ping HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+            stream.write_all(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
             let answers = trickle(stream, b"G");
             assert_eq!(answers.iter().map(|a| a.status).collect::<Vec<_>>(), [200]);
         });
         // Has asked, and asks nothing more.
         scope.spawn(|| {
             let mut stream = server.connect();
-            stream.write_all(b"GET /ping HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+            stream.write_all(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
             assert_eq!(Answer::all(&until_closed(stream)).len(), 1);
         });
         // Bodies that stop, that trickle, and whose chunks never end.
@@ -270,7 +270,7 @@ fn the_slow_are_not_waited_for() {
             let server = &server;
             scope.spawn(move || {
                 let mut stream = server.connect();
-                let head = format!("POST /invocations HTTP/1.1\r\nHost: t\r\n{length}\r\n\r\n");
+                let head = format!("POST /invocations HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n");
                 stream.write_all(head.as_bytes()).unwrap();
                 let answers = match trickles {
                     true => trickle(stream, b"1\r\na\r\n"),
@@ -305,8 +305,8 @@ fn bytes_that_are_no_http_end_their_connection_only() {
         b"GET / HTTP/1.1\r\n folded: 1\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"CONNECT example.org:80 HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n\r\n",
-        b"OPTIONS * HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n",
-        b"GET http://169.254.169.254/ HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET http://169.254.169.254/latest/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
     ] {
         let answers = server.raw(bytes);
         let fine = answers.iter().all(|answer| (400..500).contains(&answer.status));
@@ -320,7 +320,7 @@ fn bytes_that_are_no_http_end_their_connection_only() {
 fn a_request_has_one_length() {
     let server = Server::start(&["--client-timeout", "1s"]);
     let well = Well::of(&server);
-    let smuggled = "GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n";
+    let smuggled = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
     for headers in [
         "Content-Length: 5\r\nContent-Length: 6\r\n\r\n0\r\n\r\n",
         "Content-Length: 5, 6\r\n\r\n0\r\n\r\n",
@@ -334,7 +334,7 @@ fn a_request_has_one_length() {
         "Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n\r\n",
         "Transfer-Encoding: chunked\r\n\r\n1;a\nb\r\n\r\n",
     ] {
-        let bytes = format!("POST /invocations HTTP/1.1\r\nHost: t\r\n{headers}{smuggled}");
+        let bytes = format!("POST /invocations HTTP/1.1\r\nHost: localhost\r\n{headers}{smuggled}");
         let answers = server.raw(bytes.as_bytes());
         assert!(answers.len() <= 1, "{headers:?}: {answers:?}");
         assert!(answers.iter().all(|answer| answer.status == 400), "{headers:?}: {answers:?}");
@@ -351,7 +351,7 @@ fn requests_may_follow_each_other_and_come_from_old_clients() {
     for _ in 0..5 {
         let length = body.len();
         let head =
-            format!("POST /invocations HTTP/1.1\r\nHost: t\r\nContent-Length: {length}\r\n\r\n");
+            format!("POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
         bytes.extend(head.into_bytes());
         bytes.extend(&body);
     }
@@ -378,7 +378,7 @@ fn connections_that_are_left_open_are_in_nobodys_way() {
             let begun: &[u8] = match number % 3 {
                 0 => b"",
                 1 => b"POST /invocations HTTP/1.1\r\nHo",
-                _ => b"POST /invocations HTTP/1.1\r\nHost: t\r\nContent-Length: 1000\r\n\r\nabc",
+                _ => b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc",
             };
             stream.write_all(begun).unwrap();
             stream
@@ -455,7 +455,7 @@ fn a_server_that_is_asked_to_stop_finishes_what_is_in() {
     let idle = server.connect();
     let mut stream = server.connect();
     let length = picture().len();
-    let head = format!("POST /invocations HTTP/1.1\r\nHost: t\r\nContent-Length: {length}\r\n\r\n");
+    let head = format!("POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
     stream.write_all(&[head.as_bytes(), &picture()].concat()).unwrap();
     until("the worker is busy", || server.metric("haul_workers_busy") == 1.0);
     server.signal(Signal::SIGTERM);
@@ -474,7 +474,7 @@ fn a_server_does_not_wait_for_ever_and_not_at_all_if_asked_twice() {
     let hold = |server: &Server| {
         let mut stream = server.connect();
         stream
-            .write_all(b"POST /invocations HTTP/1.1\r\nHost: t\r\nContent-Length: 1000\r\n\r\n")
+            .write_all(b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
             .unwrap();
         until("it is in", || server.metric("haul_concurrent_requests") == 1.0);
         stream

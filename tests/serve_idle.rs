@@ -94,7 +94,7 @@ impl Server {
 
     fn get(&self, path: &str) -> Answer {
         let mut stream = self.connect();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         read(stream)
     }
 
@@ -118,7 +118,7 @@ fn ask(mut stream: TcpStream, path: &str, picture: &[u8]) -> TcpStream {
     let length = picture.len();
     write!(
         stream,
-        "POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: image/jpeg\r\n\
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: image/jpeg\r\n\
          Content-Length: {length}\r\n\r\n"
     )
     .unwrap();

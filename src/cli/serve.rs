@@ -275,17 +275,25 @@ fn name_of(model: &Path) -> String {
 pub(super) fn only_model(folder: &Path) -> Result<PathBuf, JobError> {
     let wrong = |what: String| JobError::Usage(format!("`{}`: {what}", folder.display()));
     let read = |error: std::io::Error| wrong(format!("cannot list it: {error}"));
-    let mut found = Vec::new();
+    let (mut found, mut packs) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(folder).map_err(read)? {
         let path = entry.map_err(read)?.path();
         let suffix = path.extension().and_then(|suffix| suffix.to_str());
-        if matches!(suffix, Some("pt" | "safetensors")) {
-            found.push(path);
+        match suffix {
+            Some("pt" | "safetensors") => found.push(path),
+            Some("haulpack") => packs.push(path),
+            _ => {}
         }
+    }
+    // A pack beside its checkpoint is found by that.
+    if found.is_empty() {
+        found = packs;
     }
     match found.as_slice() {
         [one] => Ok(one.clone()),
-        [] => Err(wrong("there is no .pt or .safetensors in it (name one with --model)".into())),
+        [] => Err(wrong(
+            "there is no .pt, .safetensors or .haulpack in it (name one with --model)".into(),
+        )),
         _ => Err(wrong("there are several checkpoints in it (name one with --model)".into())),
     }
 }

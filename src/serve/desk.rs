@@ -94,6 +94,12 @@ struct Waiting {
     answer: oneshot::Sender<Outcome>,
 }
 
+/// Whether a picture is a large one, by its header. What is no picture is found out quickly.
+#[must_use]
+pub fn is_large(bytes: &[u8], params: &Params) -> bool {
+    probe(bytes, &params.limits).is_ok_and(|header| header.decode_bytes > LARGE)
+}
+
 /// A picture on its way through queue and pool. Dropping it tells them that nobody waits any more.
 #[derive(Debug)]
 pub struct Pending {
@@ -176,17 +182,15 @@ impl Desk {
         self.serve(&mut queue);
     }
 
-    /// Queues a picture.
+    /// Queues a picture; `large` says [`is_large`].
     #[must_use]
     pub fn submit(
         self: &Arc<Desk>,
         bytes: Vec<u8>,
+        large: bool,
         params: Arc<Params>,
         priority: Priority,
     ) -> Pending {
-        // What is no picture is found out quickly.
-        let header = probe(&bytes, &params.limits);
-        let large = header.is_ok_and(|header| header.decode_bytes > LARGE);
         let (sender, answer) = oneshot::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
         let pending = Pending { answer, cancelled: cancelled.clone() };
@@ -291,6 +295,12 @@ mod tests {
         file
     }
 
+    fn submit(desk: &Arc<Desk>, side: u32, params: &Arc<Params>, priority: Priority) -> Pending {
+        let bytes = bitmap(side);
+        let large = is_large(&bytes, params);
+        desk.submit(bytes, large, params.clone(), priority)
+    }
+
     fn finish(work: Work) {
         let Work { ticket, reply, .. } = work;
         reply(Outcome { result: Err(Failure::Cancelled), spent: Spent::default(), ticket });
@@ -309,12 +319,12 @@ mod tests {
     #[test]
     fn the_pool_gets_as_many_as_it_has_workers_in_the_order_in_which_they_are_due() {
         let (desk, work, params) = desk(2);
-        let submit = |side, priority| desk.submit(bitmap(side), params.clone(), priority);
-        let _first = submit(1, Priority::Background);
-        let _second = submit(2, Priority::RealTime);
-        let _later = submit(3, Priority::Background);
-        let _sooner = submit(4, Priority::RealTime);
-        let _soonest = submit(5, Priority::Health);
+        let ask = |side, priority| submit(&desk, side, &params, priority);
+        let _first = ask(1, Priority::Background);
+        let _second = ask(2, Priority::RealTime);
+        let _later = ask(3, Priority::Background);
+        let _sooner = ask(4, Priority::RealTime);
+        let _soonest = ask(5, Priority::Health);
         assert_eq!((desk.waiting(), desk.busy(), work.len()), (3, 2, 2));
         let mut sides = Vec::new();
         for left in [2, 1, 0, 0, 0] {
@@ -329,11 +339,11 @@ mod tests {
     #[test]
     fn large_pictures_leave_a_worker_to_small_ones() {
         let (desk, work, params) = desk(2);
-        let submit = |side| desk.submit(bitmap(side), params.clone(), Priority::RealTime);
-        let _large: Vec<Pending> = (0..3).map(|_| submit(5000)).collect();
+        let ask = |side| submit(&desk, side, &params, Priority::RealTime);
+        let _large: Vec<Pending> = (0..3).map(|_| ask(5000)).collect();
         // One worker is free, and none of the large ones gets it.
         assert_eq!((work.len(), desk.waiting()), (1, 2));
-        let _small: Vec<Pending> = (0..2).map(|_| submit(10)).collect();
+        let _small: Vec<Pending> = (0..2).map(|_| ask(10)).collect();
         assert_eq!((work.len(), desk.waiting()), (2, 3));
         let large = work.try_recv().unwrap();
         let small = work.try_recv().unwrap();
@@ -347,15 +357,15 @@ mod tests {
     #[test]
     fn a_lone_worker_takes_large_ones_too() {
         let (desk, work, params) = desk(1);
-        let _large = desk.submit(bitmap(5000), params, Priority::RealTime);
+        let _large = submit(&desk, 5000, &params, Priority::RealTime);
         assert_eq!(work.len(), 1);
     }
 
     #[test]
     fn what_nobody_waits_for_never_gets_to_the_pool() {
         let (desk, work, params) = desk(1);
-        let submit = |side| desk.submit(bitmap(side), params.clone(), Priority::RealTime);
-        let (_first, second, _third) = (submit(1), submit(2), submit(3));
+        let ask = |side| submit(&desk, side, &params, Priority::RealTime);
+        let (_first, second, _third) = (ask(1), ask(2), ask(3));
         drop(second);
         let first = work.try_recv().unwrap();
         finish(first);
@@ -367,7 +377,7 @@ mod tests {
     fn pictures_wait_for_a_model() {
         let (desk, work, params) = desk(1);
         desk.open(None);
-        let _waits = desk.submit(bitmap(1), params, Priority::RealTime);
+        let _waits = submit(&desk, 1, &params, Priority::RealTime);
         assert_eq!((desk.waiting(), work.len()), (1, 0));
         let (queue, work) = bounded(1);
         let budget = Budget::new(1, 1);

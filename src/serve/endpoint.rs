@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use tokio::sync::watch;
 
-use super::desk::{Counter, Desk, Priority};
+use super::desk::{Counter, Desk, Priority, is_large};
 use super::invocation::{Form, Options};
 use super::metrics::Metrics;
 use super::phases::{self, Phase};
@@ -19,6 +19,9 @@ use crate::store::{Roots, S3Options};
 
 /// After a model could not be loaded, the next request tries again this much later.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// The header of a file of so many bytes is looked for at once.
+const AT_ONCE: usize = 256 << 10;
 
 /// How long a pool's workers are waited for when its model is unloaded.
 const PARTING: Duration = Duration::from_secs(5);
@@ -362,7 +365,9 @@ impl Endpoint {
             Form::Jpeg => Some(drawn(Encoding::Jpeg)),
             Form::Png => Some(drawn(Encoding::Png)),
         };
-        let pending = self.desk.submit(bytes, Arc::new(params), priority);
+        let params = Arc::new(params);
+        let (bytes, large) = measured(bytes, params.clone()).await?;
+        let pending = self.desk.submit(bytes, large, params, priority);
         let outcome = pending.answer().await;
         self.used();
         let Some(outcome) = outcome else {
@@ -408,7 +413,14 @@ impl Endpoint {
         let model = self.model.borrow().clone();
         match model {
             Model::Loading => return Err(unavailable("the model is being loaded".to_owned())),
-            Model::Broken(error, _) => return Err(unavailable(format!("the model: {error}"))),
+            Model::Broken(error, when) => {
+                // Whoever sends requests may be waiting for this to be well.
+                if when.elapsed() > AGAIN {
+                    let endpoint = self.clone();
+                    tokio::spawn(async move { drop(endpoint.ready().await) });
+                }
+                return Err(unavailable(format!("the model: {error}")));
+            }
             Model::Cold => return Ok(()),
             Model::Ready(_) => {}
         }
@@ -434,6 +446,20 @@ impl Endpoint {
         self.desk.open(None);
         self.model.send_replace(Model::Cold);
     }
+}
+
+/// Whether a picture is a large one. A hostile file may have a long way to its header: no way for
+/// the thread that serves everybody.
+async fn measured(bytes: Vec<u8>, params: Arc<Params>) -> Result<(Vec<u8>, bool), Problem> {
+    if bytes.len() <= AT_ONCE {
+        let large = is_large(&bytes, &params);
+        return Ok((bytes, large));
+    }
+    let measuring = tokio::task::spawn_blocking(move || {
+        let large = is_large(&bytes, &params);
+        (bytes, large)
+    });
+    measuring.await.map_err(|error| Problem::internal(format!("a thread failed: {error}")))
 }
 
 /// A small picture without anything in it.

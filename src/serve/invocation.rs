@@ -1,5 +1,7 @@
 //! What a request asks for, whichever door it came through.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr as _;
 
 use base64::Engine as _;
@@ -8,6 +10,7 @@ use headers_accept::Accept;
 use http::{HeaderMap, StatusCode, header};
 use mediatype::{MediaType, names};
 use serde::Deserialize;
+use serde::de::{self, SeqAccess, Visitor};
 
 use super::problem::Problem;
 use crate::job::{BoxUnit, ModelFacts, resolve_classes};
@@ -53,8 +56,11 @@ impl Form {
         };
         // Parameters of types, such as a charset, choose nothing here.
         let plain: Vec<String> = accept.split(',').map(without_parameters).collect();
-        let parsed = Accept::from_str(&plain.join(","))
-            .map_err(|_| Problem::bad(format!("Accept is `{accept}`, which is no media type")))?;
+        let wrong = || Problem::bad(format!("Accept is `{accept}`, which is no media type"));
+        if plain.iter().any(|range| !range.contains('/')) {
+            return Err(wrong());
+        }
+        let parsed = Accept::from_str(&plain.join(",")).map_err(|_| wrong())?;
         let best = parsed.negotiate(TYPES.iter().map(|(media, _)| media));
         let found = best.and_then(|best| TYPES.iter().find(|(media, _)| media == best));
         found.map(|&(_, form)| form).ok_or_else(|| {
@@ -82,7 +88,9 @@ const X_NDJSON: mediatype::Name<'static> = mediatype::Name::new_unchecked("x-ndj
 /// A media range with its weight, and without its other parameters.
 fn without_parameters(range: &str) -> String {
     let mut parts = range.split(';').map(str::trim);
-    let mut plain = parts.next().unwrap_or_default().to_owned();
+    let media = parts.next().unwrap_or_default();
+    // What Java's own client sends for anything.
+    let mut plain = if media == "*" { "*/*" } else { media }.to_owned();
     for weight in parts.filter(|part| part.get(..2).is_some_and(|q| q.eq_ignore_ascii_case("q="))) {
         plain.push(';');
         plain.push_str(weight);
@@ -135,6 +143,7 @@ impl Body {
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
     /// The picture's name in its line.
+    #[serde(deserialize_with = "name")]
     pub name: Option<String>,
     /// Least confidence.
     #[serde(deserialize_with = "number")]
@@ -149,6 +158,7 @@ pub struct Options {
     #[serde(deserialize_with = "words")]
     pub classes: Option<Vec<String>>,
     /// `pixels` or `normalized`.
+    #[serde(deserialize_with = "name")]
     pub boxes: Option<String>,
 }
 
@@ -159,8 +169,10 @@ struct Document {
     /// The file in base64.
     bytes: Option<String>,
     /// Where it is.
+    #[serde(deserialize_with = "name")]
     location: Option<String>,
     // What follows is [`Options`]; serde cannot refuse unknown members of a flattened one.
+    #[serde(deserialize_with = "name")]
     name: Option<String>,
     #[serde(deserialize_with = "number")]
     conf: Option<f64>,
@@ -170,6 +182,7 @@ struct Document {
     max_det: Option<u32>,
     #[serde(deserialize_with = "words")]
     classes: Option<Vec<String>>,
+    #[serde(deserialize_with = "name")]
     boxes: Option<String>,
 }
 
@@ -339,54 +352,121 @@ pub fn content_type(headers: &HeaderMap) -> Option<&str> {
     header_text(headers, header::CONTENT_TYPE.as_str())
 }
 
+/// Most bytes of a name or a location, as of a key.
+const LONGEST_NAME: usize = 4096;
+
+/// Most classes that are asked for, …
+const MOST_CLASSES: usize = 1000;
+
+/// … and most bytes of what names one.
+const LONGEST_CLASS: usize = 256;
+
 /// A number, or the text of one: queries have nothing but texts.
 fn number<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: serde::Deserializer<'de>,
-    T: Deserialize<'de> + std::str::FromStr,
+    T: std::str::FromStr,
 {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Given<T> {
-        Number(T),
-        Text(String),
-    }
-    match Option::<Given<T>>::deserialize(deserializer)? {
-        None => Ok(None),
-        Some(Given::Number(number)) => Ok(Some(number)),
-        Some(Given::Text(text)) => {
-            let wrong = || serde::de::Error::custom(format!("`{text}` is not a number it can be"));
+    struct Number<T>(PhantomData<T>);
+    impl<T: std::str::FromStr> Visitor<'_> for Number<T> {
+        type Value = Option<T>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a number")
+        }
+        fn visit_unit<E: de::Error>(self) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Option<T>, E> {
+            let shown: String = text.chars().take(40).collect();
+            let wrong = || E::custom(format!("`{shown}` is not a number it can be"));
             text.trim().parse().map(Some).map_err(|_| wrong())
         }
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<Option<T>, E> {
+            self.visit_str(&number.to_string())
+        }
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<Option<T>, E> {
+            self.visit_str(&number.to_string())
+        }
+        fn visit_f64<E: de::Error>(self, number: f64) -> Result<Option<T>, E> {
+            self.visit_str(&number.to_string())
+        }
     }
+    deserializer.deserialize_any(Number(PhantomData))
 }
 
-/// Words, as a list or separated by commas.
+/// Words, as a list or separated by commas; not more of them than a model could have use for.
 fn words<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Vec<String>>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Given {
-        Text(String),
-        Number(u32),
-        List(Vec<Word>),
+    struct Words;
+    impl<'de> Visitor<'de> for Words {
+        type Value = Option<Vec<String>>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("names or numbers, as a list or separated by commas")
+        }
+        fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+            Ok(Some(vec![number.to_string()]))
+        }
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            let mut words = Vec::new();
+            for word in text.split(',') {
+                push(&mut words, word)?;
+            }
+            Ok(Some(words))
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut words = Vec::new();
+            while let Some(Word(word)) = list.next_element()? {
+                push(&mut words, &word)?;
+            }
+            Ok(Some(words))
+        }
     }
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Word {
-        Text(String),
-        Number(u32),
+    fn push<E: de::Error>(words: &mut Vec<String>, word: &str) -> Result<(), E> {
+        if words.len() == MOST_CLASSES || word.len() > LONGEST_CLASS {
+            let what = format!("{MOST_CLASSES} classes of {LONGEST_CLASS} bytes are taken at most");
+            return Err(E::custom(what));
+        }
+        words.push(word.trim().to_owned());
+        Ok(())
     }
-    let word = |word| match word {
-        Word::Text(text) => text,
-        Word::Number(number) => number.to_string(),
-    };
-    Ok(Option::<Given>::deserialize(deserializer)?.map(|given| match given {
-        Given::Text(text) => text.split(',').map(|word| word.trim().to_owned()).collect(),
-        Given::Number(number) => vec![number.to_string()],
-        Given::List(list) => list.into_iter().map(word).collect(),
-    }))
+    deserializer.deserialize_any(Words)
+}
+
+/// A text or a number, as a text.
+struct Word(String);
+
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Word, D::Error> {
+        struct One;
+        impl Visitor<'_> for One {
+            type Value = Word;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name or a number")
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Word, E> {
+                Ok(Word(number.to_string()))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Word, E> {
+                Ok(Word(text.to_owned()))
+            }
+        }
+        deserializer.deserialize_any(One)
+    }
+}
+
+/// A text of at most so many bytes as a key may have.
+fn name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    match text.as_ref().map(String::len) {
+        Some(length) if length > LONGEST_NAME => Err(de::Error::custom(format!(
+            "a name or location has {length} bytes; {LONGEST_NAME} are taken"
+        ))),
+        _ => Ok(text),
+    }
 }
 
 #[cfg(test)]
@@ -529,6 +609,12 @@ mod tests {
             (r#"{"bytes":1}"#, "invalid type"),
             (r#"{"bytes":"","size":1}"#, "size"),
             (&r#"{"name":["#.repeat(100_000), "JSON"),
+            (&format!(r#"{{"bytes":"","classes":[{}1]}}"#, "1,".repeat(1000)), "1000 classes"),
+            (&format!(r#"{{"bytes":"","classes":["{}"]}}"#, "a".repeat(257)), "1000 classes"),
+            (r#"{"bytes":"","classes":[[1]]}"#, "a name or a number"),
+            (r#"{"bytes":"","conf":[1]}"#, "expected a number"),
+            (&format!(r#"{{"location":"{}"}}"#, "a".repeat(5000)), "5000 bytes"),
+            (&format!(r#"{{"{}":1}}"#, "a".repeat(100_000)), "…"),
         ] {
             let problem = read(wrong).unwrap_err();
             assert!(problem.message.contains(said), "{wrong:.40}: {}", problem.message);

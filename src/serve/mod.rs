@@ -117,7 +117,12 @@ async fn run(config: Config, listener: TcpListener) -> Result<(), JobError> {
     };
     let life = Life::default();
     let open = gate.is_none();
-    let front = Front { life: life.clone(), server: Arc::new(config.server.clone()), gate };
+    let front = Front {
+        life: life.clone(),
+        server: Arc::new(config.server.clone()),
+        gate,
+        local: listener.local_addr().is_ok_and(|address| address.ip().is_loopback()),
+    };
     let routes = http::router(app.clone(), asynchronous::router(app, door.as_ref()));
     let routes = routes.layer(axum::middleware::from_fn(phases::watch_first));
     let scheme = if tls.is_some() { "https" } else { "http" };

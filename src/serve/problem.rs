@@ -12,6 +12,9 @@ use serde_json::json;
 use crate::job::write_error;
 use crate::store::{Key, RootError};
 
+/// Most bytes of a message.
+const LONGEST: usize = 2000;
+
 /// Why there is no answer.
 #[derive(Clone, Debug)]
 pub struct Problem {
@@ -31,7 +34,13 @@ impl Problem {
     /// A problem without further ado.
     #[must_use]
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into(), line: None, retry_after: None }
+        let mut message = message.into();
+        if message.len() > LONGEST {
+            // Somebody's own text, sent back: whoever knows it needs its beginning only.
+            truncate(&mut message, LONGEST);
+            message.push('…');
+        }
+        Problem { status, code, message, line: None, retry_after: None }
     }
 
     /// The request is not what it must be.
@@ -185,7 +194,6 @@ impl RuntimeProblem {
 }
 
 fn truncate(text: &mut String, most: usize) {
-    while text.len() > most {
-        text.pop();
-    }
+    let end = (0..=most.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
+    text.truncate(end.unwrap_or(0));
 }

@@ -8,8 +8,8 @@ use std::str::FromStr;
 
 use http::StatusCode;
 use tracing::Span;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, fmt};
@@ -23,6 +23,9 @@ mod otel;
 /// What is logged where nothing is asked for: what haul says, and what others warn of. Errors of
 /// events have a line of ours; that of the crate would be another, in words for programmers.
 const DEFAULT: &str = "warn,haul=info,lambda_runtime::layers::panic=off";
+
+/// So many lines wait for a reader of the log that is slow; what comes then is lost.
+const MOST_LINES: usize = 8192;
 
 /// The form of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +75,7 @@ impl LogConfig {
 #[derive(Debug)]
 #[must_use]
 pub struct Telemetry {
+    _lines: WorkerGuard,
     #[cfg(feature = "otel")]
     _traces: Option<otel::Traces>,
 }
@@ -90,17 +94,20 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, JobError> {
         true => LogFormat::Text,
         false => LogFormat::Json,
     });
+    // Who reads the log may be slow or stuck, and must not keep the thread that serves everybody.
+    let (stderr, guard) =
+        NonBlockingBuilder::default().buffered_lines_limit(MOST_LINES).finish(Stderr);
     let lines: Box<dyn tracing_subscriber::Layer<Registry> + Send + Sync> = match format {
         LogFormat::Json => fmt::layer()
             .json()
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
-            .with_writer(Stderr)
+            .with_writer(stderr)
             .with_filter(filter)
             .boxed(),
         LogFormat::Text => {
-            fmt::layer().with_ansi(false).with_writer(Stderr).with_filter(filter).boxed()
+            fmt::layer().with_ansi(false).with_writer(stderr).with_filter(filter).boxed()
         }
     };
     let registry = tracing_subscriber::registry().with(lines);
@@ -110,12 +117,12 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, JobError> {
         let traces = otel::Traces::start()?;
         let layer = traces.as_ref().map(|traces| traces.layer());
         registry.with(layer).try_init().map_err(twice)?;
-        Ok(Telemetry { _traces: traces })
+        Ok(Telemetry { _lines: guard, _traces: traces })
     }
     #[cfg(not(feature = "otel"))]
     {
         registry.try_init().map_err(twice)?;
-        Ok(Telemetry {})
+        Ok(Telemetry { _lines: guard })
     }
 }
 
@@ -139,14 +146,6 @@ pub(super) fn finish_span(span: &Span, status: StatusCode) {
 /// Stderr, on which each event is one line whatever is in it.
 #[derive(Clone, Copy, Debug)]
 struct Stderr;
-
-impl<'a> MakeWriter<'a> for Stderr {
-    type Writer = Stderr;
-
-    fn make_writer(&'a self) -> Stderr {
-        Stderr
-    }
-}
 
 impl Write for Stderr {
     /// Events come whole, with their line feed.

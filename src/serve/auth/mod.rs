@@ -187,7 +187,7 @@ impl Gate {
 
 /// A body that was read already. Its room is given back when somebody takes it.
 struct Held {
-    bytes: Option<(Bytes, Room)>,
+    bytes: Option<(Bytes, Option<Room>)>,
 }
 
 impl HttpBody for Held {

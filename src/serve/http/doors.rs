@@ -10,7 +10,7 @@ use http::{HeaderMap, Request, StatusCode, header};
 use serde_json::json;
 
 use super::front::Told;
-use super::reply::{Reply, RuntimeReply};
+use super::reply::{Kept, Reply, RuntimeReply};
 use super::{App, request};
 use crate::serve::desk::Priority;
 use crate::serve::endpoint::Answer;
@@ -24,6 +24,9 @@ const PING: Duration = Duration::from_secs(2);
 /// What SageMaker lets a transform job have under way: sizes of all payloads together, in MB.
 const TRANSFORMS: u64 = 100;
 
+/// An answer of more bytes counts as a request that is in, and takes room, until it is sent.
+const LARGE: usize = 1 << 20;
+
 /// `GET /ping`: whether this server can answer. It runs the model once after a failure.
 pub(super) async fn ping(State(app): State<App>) -> Response {
     let health = tokio::time::timeout(PING, app.endpoint.health()).await;
@@ -36,7 +39,8 @@ pub(super) async fn ping(State(app): State<App>) -> Response {
 
 /// `GET /execution-parameters`: what suits a transform job that runs this as its container.
 pub(super) async fn execution_parameters(State(app): State<App>) -> Response {
-    let megabytes = (app.doors.most_bytes / 1_000_000).clamp(1, TRANSFORMS);
+    // Whether SageMaker's are of 10^6 or 2^20 bytes is not written down: the fewer.
+    let megabytes = (app.doors.most_bytes >> 20).clamp(1, TRANSFORMS);
     let inference = &app.endpoint.config().inference;
     // Each worker has a picture, and the next one is there when it is through.
     let wanted = 2 * inference.workers() as u64;
@@ -142,6 +146,7 @@ async fn counted(
     let door = request.extensions().get().copied().unwrap_or(Door::RealTime);
     app.endpoint.used();
     let limit = app.doors.timeout;
+    let mut kept = None;
     let result = match app.endpoint.desk().enter() {
         Err(_) => {
             app.endpoint.metrics().shed.inc();
@@ -149,13 +154,27 @@ async fn counted(
             request::refuse(&head.headers, body).await;
             Err(app.doors.crowded())
         }
-        Ok(_entry) => tokio::time::timeout(limit, answer(app, request))
-            .await
-            .unwrap_or_else(|_| Err(Problem::timed_out(limit))),
+        Ok(entry) => {
+            let answered = async {
+                let answer = answer(app, request).await?;
+                if answer.bytes.len() > LARGE {
+                    // Clients may be slow to take it.
+                    let room = app.endpoint.desk().room(answer.bytes.len() as u64).await;
+                    kept = Some((entry, room));
+                }
+                Ok(answer)
+            };
+            tokio::time::timeout(limit, answered)
+                .await
+                .unwrap_or_else(|_| Err(Problem::timed_out(limit)))
+        }
     };
     let model = result.as_ref().map_or(Duration::ZERO, Answer::model_time);
     let code = result.as_ref().err().map(|problem| problem.code);
     let mut response = reply(result);
+    if let Some(kept) = kept {
+        response = response.map(|body| Body::new(Kept::new(body, kept)));
+    }
     let whole = begun.elapsed();
     let status = response.status().as_u16();
     app.endpoint.used();
@@ -193,7 +212,7 @@ async fn answer(app: &App, request: Request<Body>) -> Result<Answer, Problem> {
         Picture::Location(location) => {
             app.endpoint.roots().check(&location)?;
             drop(room);
-            room = desk.room(most).await;
+            room = Some(desk.room(most).await);
             let endpoint = app.endpoint.clone();
             blocking(move || endpoint.roots().read(&location, most)).await??
         }

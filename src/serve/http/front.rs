@@ -1,6 +1,7 @@
 //! What is common to all requests, whatever they ask: ids, who may ask, one line of the log, and an
 //! answer also where a handler panics.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use axum::body::{Body, HttpBody as _};
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument as _;
@@ -43,6 +45,9 @@ pub struct Front {
     pub server: Arc<ServerConfig>,
     /// Who may ask; without it everybody may.
     pub gate: Option<Arc<Gate>>,
+    /// Only this machine can reach the server, so whatever else `Host` says is a trick: a page of
+    /// another site whose name has been pointed here, to read with the browser's help.
+    pub local: bool,
 }
 
 /// What a request is called in logs and answers; handlers find it among its extensions.
@@ -139,8 +144,18 @@ pub(crate) fn is_aws(uri: &Uri) -> bool {
 
 /// Lets those in who may be.
 async fn admitted(State(front): State<Front>, request: Request, next: Next) -> Response {
-    // Health checks cannot sign.
-    let open = request.uri().path() == "/ping";
+    // Health checks cannot sign, and the page, which has no data of its own, asks for the token.
+    let open = match request.uri().path() {
+        "/ping" => true,
+        "/" => matches!(*request.method(), Method::GET | Method::HEAD),
+        _ => false,
+    };
+    if front.gate.is_none() && front.local && !names_this_machine(request.headers()) {
+        let uri = request.uri().clone();
+        unread(request).await;
+        let message = "Host is not this machine: give its address or localhost";
+        return shaped(&uri, Problem::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", message));
+    }
     match &front.gate {
         Some(gate) if !open => match gate.admit(request).await {
             Ok(request) => next.run(request).await,
@@ -148,6 +163,18 @@ async fn admitted(State(front): State<Front>, request: Request, next: Next) -> R
         },
         _ => next.run(request).await,
     }
+}
+
+/// Whether `Host` is an address, or a name that every machine has for itself. Clients of HTTP/1.0
+/// need not have any; browsers do.
+fn names_this_machine(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST) else { return true };
+    let Ok(host) = host.to_str().unwrap_or_default().parse::<Authority>() else { return false };
+    let host = host.host();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    address.parse::<IpAddr>().is_ok()
+        || host.eq_ignore_ascii_case("localhost")
+        || host.to_ascii_lowercase().ends_with(".localhost")
 }
 
 /// Gives a request its ids and limits, and says how it ended.
@@ -317,7 +344,8 @@ mod tests {
             panic!("as the test wants")
         }
         let routes = Router::new().route("/dies", get(dies)).route("/endpoints/e/dies", get(dies));
-        let before = Front { life: Life::default(), server: Arc::default(), gate: None };
+        let (life, server) = (Life::default(), Arc::default());
+        let before = Front { life, server, gate: None, local: true };
         let router = front(strangers(routes), before);
         let request = Request::get(path).header("x-request-id", id).body(Body::empty()).unwrap();
         let response = router.oneshot(request).await.unwrap();
@@ -360,5 +388,22 @@ mod tests {
         assert_eq!(sane("a b\tc\u{7f}ü"), Some("abc".into()));
         assert_eq!(sane(" \t"), None);
         assert_eq!(sane(&"x".repeat(1000)).unwrap().len(), LONGEST_ID);
+    }
+
+    #[test]
+    fn a_name_that_was_pointed_here_is_not_this_machine() {
+        let names = |host: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().unwrap());
+            names_this_machine(&headers)
+        };
+        for host in ["127.0.0.1:8080", "[::1]:80", "localhost", "LOCALHOST:1", "a.localhost:80"] {
+            assert!(names(host), "{host}");
+        }
+        for host in ["evil.example:8080", "localhost.evil.example", "", "a b", "127.0.0.1.evil.org"]
+        {
+            assert!(!names(host), "{host}");
+        }
+        assert!(names_this_machine(&HeaderMap::new()));
     }
 }

@@ -1,8 +1,13 @@
 //! Answers and problems as HTTP responses, on plain routes and on those of SageMaker's runtime.
 
-use axum::body::Body;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, HttpBody};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
+use hyper::body::{Frame, SizeHint};
 
 use crate::pool::Spent;
 use crate::serve::endpoint::Answer;
@@ -97,4 +102,36 @@ fn json(status: StatusCode, body: Vec<u8>) -> Response {
     let kind = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
+}
+
+/// A body that keeps something until it is sent, or its client gone.
+pub(super) struct Kept<T> {
+    body: Body,
+    _kept: T,
+}
+
+impl<T> Kept<T> {
+    pub(super) fn new(body: Body, kept: T) -> Kept<T> {
+        Kept { body, _kept: kept }
+    }
+}
+
+impl<T: Unpin> HttpBody for Kept<T> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }

@@ -22,7 +22,7 @@ const DRAIN_BYTES: u64 = 256 << 20;
 /// refused.
 static DRAINS: Semaphore = Semaphore::const_new(32);
 
-/// A body that may be read whoever else is being read.
+/// A body that is small enough to be read whoever else is being read.
 const SMALL: u64 = 1 << 20;
 
 /// Reads a body of at most `most` bytes. The room that it takes is kept with it.
@@ -34,14 +34,17 @@ pub(crate) async fn read(
     body: Body,
     most: u64,
     desk: &Desk,
-) -> Result<(Vec<u8>, Room), Problem> {
+) -> Result<(Vec<u8>, Option<Room>), Problem> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let announced: Option<u64> = announced.and_then(|text| text.parse().ok());
     if announced.is_some_and(|bytes| bytes > most) {
         refuse(headers, body).await;
         return Err(Problem::too_large(most));
     }
-    let room = desk.room(announced.unwrap_or(most)).await;
+    // A few large bodies that come slowly must not keep small ones waiting; there are no more of
+    // these than requests.
+    let large = announced.is_none_or(|bytes| bytes > SMALL);
+    let room = if large { Some(desk.room(announced.unwrap_or(most)).await) } else { None };
     let mut bytes = Vec::with_capacity(announced.map_or(0, |bytes| bytes as usize));
     let mut body = body;
     while let Some(frame) = body.frame().await {
