@@ -60,9 +60,9 @@ impl Signed {
             .build()
             .unwrap()
             .into();
-        let given = self.headers.iter().copied().chain([("host", "test")]);
+        let given = self.headers.iter().copied().chain([("host", "localhost")]);
         let body = SignableBody::Bytes(&self.body);
-        let uri = format!("http://test{}", self.target);
+        let uri = format!("http://localhost{}", self.target);
         let request = SignableRequest::new(self.method, &uri, given, body).unwrap();
         let (instructions, _) = sign(request, &params).unwrap().into_parts();
         let mut head = format!("{} {}", self.method, self.target);
