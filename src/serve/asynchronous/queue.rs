@@ -17,7 +17,7 @@ use redb::{
 };
 use tokio::sync::oneshot;
 
-use super::entry::{Entry, Notice};
+use super::entry::{Entry, Notice, Target};
 use crate::job::JobError;
 
 /// Changes that are made in one transaction, at most.
@@ -38,6 +38,8 @@ const OUTCOMES: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("out
 const ENDED: TableDefinition<'static, (u64, u64), ()> = TableDefinition::new("ended");
 /// The numbers that are next, of requests and of notifications: each is given once.
 const NEXT: TableDefinition<'static, &str, u64> = TableDefinition::new("next");
+/// Among them: 1 once the server was told to stop.
+const STOPPING: &str = "stopping";
 const OUTBOX: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("outbox");
 
 /// The file cannot be read or written.
@@ -176,6 +178,29 @@ impl<'t> Tables<'t> {
             numbers.push(next);
         }
         Ok(numbers)
+    }
+
+    /// Gives a failure another name.
+    pub(super) fn rename_failure(
+        &mut self,
+        number: u64,
+        entry: Entry,
+        failure: Target,
+    ) -> Result<(), Broken> {
+        self.names.remove(entry.failure.location().as_str())?;
+        self.names.insert(failure.location().as_str(), number)?;
+        self.keep(number, &Entry { failure, ..entry })
+    }
+
+    /// Says that the server was told to stop, or that it goes on.
+    pub(super) fn stopping(&mut self, is: bool) -> Result<(), Broken> {
+        self.next.insert(STOPPING, u64::from(is))?;
+        Ok(())
+    }
+
+    /// Whether the server had been told to stop when it ended.
+    pub(super) fn is_stopping(&self) -> Result<bool, Broken> {
+        Ok(self.next.get(STOPPING)?.is_some_and(|is| is.value() == 1))
     }
 
     /// The requests that have not ended, in order.
@@ -378,7 +403,9 @@ fn work(database: Database, path: &Path, jobs: &Receiver<Job>) {
 
 /// Makes all these changes, or none of them.
 fn transact(database: &Database, changes: Vec<(Change, bool)>) -> Result<Vec<Value>, Broken> {
-    let transaction = database.begin_write()?;
+    let mut transaction = database.begin_write()?;
+    // After a kill the file would else be read whole before anybody is let in.
+    transaction.set_quick_repair(true);
     let mut values = Vec::with_capacity(changes.len());
     let mut writes = false;
     let mut tables = Tables::open(&transaction)?;
@@ -397,7 +424,7 @@ fn transact(database: &Database, changes: Vec<(Change, bool)>) -> Result<Vec<Val
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::asynchronous::entry::{Asked, Decision, State, Target};
+    use crate::serve::asynchronous::entry::{Asked, Decision, State};
 
     fn entry(id: &str) -> Entry {
         let target = |name: &str| Target { place: "/out".into(), name: format!("{id}{name}") };
