@@ -179,7 +179,8 @@ async fn accept(
     // what is on disk must be known to the worker.
     let worker = worker.clone();
     let settling = tokio::spawn(async move {
-        let settled = worker.queue.change(move |tables| settle(tables, entry, body.as_deref(), most));
+        let settled =
+            worker.queue.change(move |tables| settle(tables, entry, body.as_deref(), most));
         let settled = settled.await;
         drop(room);
         match settled.map_err(|error| internal(&error.to_string()))? {

@@ -350,6 +350,12 @@ impl Queue {
         Ok(*value.expect("a change gave what it does not give. This is a bug."))
     }
 
+    /// Changes that nobody has looked at yet.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.jobs.lock().unwrap().as_ref().map_or(0, Sender::len)
+    }
+
     /// Ends the thread when all that was sent is done; waits for that.
     pub(super) fn close(&self) {
         let unpoisoned = std::sync::PoisonError::into_inner;

@@ -234,9 +234,12 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown() {
-let shown = Receiver::shown;
+        let shown = Receiver::shown;
         assert_eq!(shown("https://user:pass@a/b?token=x"), "https://a/…");
-        assert_eq!(shown("https://hooks.slack.com/services/T0/B0/xyz"), "https://hooks.slack.com/…");
+        assert_eq!(
+            shown("https://hooks.slack.com/services/T0/B0/xyz"),
+            "https://hooks.slack.com/…"
+        );
         assert_eq!(shown("sns+http://a:8080/b#c"), "sns+http://a:8080/…");
         assert_eq!(shown("/secret"), "…");
         let said = Receiver::parse("ftp://a/secret").unwrap_err();

@@ -17,8 +17,8 @@ use super::AsyncConfig;
 use super::attempt::{Attempt, Verdict};
 use super::entry::{Decision, Entry, State, Target, now};
 use super::message;
-use super::names;
 use super::metrics::Meters;
+use super::names;
 use super::notify::Notifier;
 use super::publish::{Places, Put};
 use super::queue::{Broken, Queue, Tables};
@@ -704,4 +704,73 @@ fn fail(
 ) -> Result<(), Broken> {
     entry.state = State::Decided(message::failed(problem));
     tables.decide(number, entry, &message::failure(entry, problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::asynchronous::entry::Asked;
+
+    fn entry(received: u64) -> Entry {
+        let target = Target { place: "/out".into(), name: "a".into() };
+        Entry {
+            inference_id: "a".into(),
+            asked: Asked { ttl: 60, ..Asked::default() },
+            digest: String::new(),
+            output: target.clone(),
+            failure: target,
+            received,
+            begun: None,
+            ended: None,
+            attempts: 0,
+            faults: 0,
+            deaths: 0,
+            state: State::Queued,
+        }
+    }
+
+    #[test]
+    fn what_is_begun_again_goes_before_what_came_later() {
+        let begin = |number| Next::Begin { number, alone: false };
+        let mut line = Line::default();
+        line.add(1, &entry(10));
+        assert_eq!(line.next(2), begin(1));
+        line.delay(1, &entry(10), Instant::now() + Duration::from_secs(3600));
+        line.add(2, &entry(20));
+        assert_eq!(line.next(2), begin(2));
+        // Not before its time.
+        let Next::Wait(time) = line.next(2) else { panic!("it was begun") };
+        assert!(time > Duration::from_secs(3000), "{time:?}");
+        line.delayed.clear();
+        line.delay(1, &entry(10), Instant::now());
+        line.add(3, &entry(30));
+        assert_eq!((line.next(2), line.next(2)), (begin(1), begin(3)));
+        line.add(4, &entry(40));
+        line.not_before = Some(Instant::now() + Duration::from_secs(5));
+        assert!(matches!(line.next(2), Next::Wait(time) if time < Duration::from_secs(6)));
+    }
+
+    #[test]
+    fn what_cannot_be_published_takes_turns_with_others() {
+        let mut line = Line::default();
+        for number in 1..=3 {
+            line.add(number, &entry(number));
+        }
+        // As if it had failed long ago.
+        let long_ago = Instant::now().checked_sub(Duration::from_secs(5)).unwrap();
+        assert_eq!(line.put_off(8, long_ago), PAUSE);
+        assert_eq!(line.put_off(9, long_ago), PAUSE);
+        assert_eq!(line.next(1), Next::PublishAgain(8));
+        assert_eq!(line.next(1), Next::Begin { number: 1, alone: false });
+        // The other one is still being tried.
+        assert_eq!(line.next(1), Next::Begin { number: 2, alone: false });
+        line.trying = 0;
+        assert_eq!(line.put_off(8, Instant::now()), PAUSE * 2);
+        assert_eq!(line.next(1), Next::PublishAgain(9));
+        for number in 100..100 + UNPUBLISHED as u64 {
+            line.put_off(number, Instant::now());
+        }
+        assert!(matches!(line.next(1), Next::Wait(_)), "the disk would fill");
+        assert!((0..20).all(|_| line.put_off(9, Instant::now()) <= LONGEST));
+    }
 }
