@@ -178,10 +178,17 @@ async fn accept(
     // A task of its own: a client that hangs up ends what is awaited here, but not the commit, and
     // what is on disk must be known to the worker.
     let worker = worker.clone();
+    let asked = entry.clone();
     let settling = tokio::spawn(async move {
         let settled =
             worker.queue.change(move |tables| settle(tables, entry, body.as_deref(), most));
-        let settled = settled.await;
+        let mut settled = settled.await;
+        // A commit that fails may be on disk all the same.
+        if settled.is_err()
+            && let Ok(Some(known)) = worker.queue.look(move |tables| found(tables, &asked)).await
+        {
+            settled = Ok(Settled::New(known.0, Box::new(known.1)));
+        }
         drop(room);
         match settled.map_err(|error| internal(&error.to_string()))? {
             Settled::New(number, entry) => {
@@ -204,6 +211,14 @@ enum Settled {
     New(u64, Box<Entry>),
     Repeated(u64, Box<Entry>),
     Refused(RuntimeProblem),
+}
+
+/// The request, if it is in the queue since just now.
+fn found(tables: &Tables<'_>, asked: &Entry) -> Result<Option<(u64, Entry)>, Broken> {
+    let Some(number) = tables.named(&asked.inference_id)? else { return Ok(None) };
+    let entry = tables.entry(number)?;
+    let ours = |entry: &Entry| entry.digest == asked.digest && entry.received == asked.received;
+    Ok(entry.filter(ours).map(|entry| (number, entry)))
 }
 
 /// Puts a request into the queue, if it is new and there is room.

@@ -243,6 +243,19 @@ impl<'t> Tables<'t> {
         Ok(all)
     }
 
+    /// The numbers of those among these notifications that are owed, in their order.
+    pub(super) fn numbers(&self, notices: &[Notice]) -> Result<Vec<u64>, Broken> {
+        let mut found = vec![None; notices.len()];
+        for one in self.outbox.iter()? {
+            let (number, text) = one?;
+            let owed: Notice = read(text.value())?;
+            if let Some(place) = notices.iter().position(|notice| notice.id == owed.id) {
+                found[place] = Some(number.value());
+            }
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
     /// The notification of this number, if it is owed.
     pub(super) fn notice(&self, number: u64) -> Result<Option<Notice>, Broken> {
         self.outbox.get(number)?.map(|text| read(text.value())).transpose()
@@ -450,6 +463,16 @@ mod tests {
         }
     }
 
+    fn notice_of(url: &str) -> Notice {
+        Notice {
+            id: "other".into(),
+            url: url.into(),
+            message: String::new(),
+            subject: String::new(),
+            since: 5,
+        }
+    }
+
     fn wait<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
     }
@@ -508,13 +531,7 @@ mod tests {
     fn numbers_are_given_once_and_old_names_become_free() {
         let dir = tempfile::tempdir().unwrap();
         let queue = Queue::open(dir.path()).unwrap();
-        let notice = Notice {
-            id: "n".into(),
-            url: "http://a".into(),
-            message: String::new(),
-            subject: String::new(),
-            since: 5,
-        };
+        let notice = Notice { id: "n".into(), ..notice_of("http://a") };
         let (number, owed) = wait(queue.change(move |tables| {
             let number = tables.accept(&entry("one"), None)?;
             let ended = Entry { ended: Some(10), ..entry("one") };
@@ -530,6 +547,11 @@ mod tests {
         assert_eq!((early, late, promised, backlog), (0, 1, false, 0));
         let next = wait(queue.change(|tables| tables.accept(&entry("one"), None))).unwrap();
         assert!(next > number);
+        let same = Notice { id: "n".into(), ..notice_of("http://a") };
+        let known = wait(queue.look(move |tables| {
+            Ok((tables.numbers(&[same])?, tables.numbers(&[notice_of("http://a")])?))
+        }));
+        assert_eq!(known.unwrap(), (owed.clone(), Vec::new()));
         let left = wait(queue.look(|tables| tables.owed())).unwrap();
         assert_eq!(left.iter().map(|(number, _)| *number).collect::<Vec<_>>(), owed);
         wait(queue.change(move |tables| tables.delivered(owed[0]))).unwrap();

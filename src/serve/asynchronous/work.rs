@@ -40,6 +40,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// While so many outcomes wait for a place that cannot be written to, nothing more is begun: they
 /// are kept in the queue, which has an end.
 const UNPUBLISHED: usize = 256;
+/// The code of what was not begun in time.
+const EXPIRED: &str = "expired";
 /// Requests that are forgotten, or expire, in one transaction.
 const FORGOTTEN: usize = 1000;
 
@@ -301,7 +303,7 @@ impl Worker {
             }
         };
         self.endpoint.used();
-        let Some((entry, body)) = self.begin(number).await else { return };
+        let Some((entry, body)) = self.begin(number, entry.attempts).await else { return };
         let _ = failpoint::hit("async_begun");
         let verdict = Attempt { worker: self, entry: &entry, body }.make().await;
         drop(ready);
@@ -314,9 +316,10 @@ impl Worker {
                     error = %problem.message,
                     "an asynchronous request is tried again"
                 );
+                let faults = entry.faults + 1;
                 let entry = self.persist(true, move |tables| {
                     let Some(mut entry) = tables.entry(number)? else { return Ok(None) };
-                    entry.faults += 1;
+                    entry.faults = faults;
                     entry.state = State::Queued;
                     tables.keep(number, &entry)?;
                     Ok(Some(entry))
@@ -337,10 +340,15 @@ impl Worker {
         self.publish(number).await;
     }
 
-    /// Marks a request as in progress, durably. Nothing if it is not to be begun any more.
-    async fn begin(&self, number: u64) -> Option<(Entry, Option<Vec<u8>>)> {
+    /// Marks a request as in progress, durably, that was begun so often before. Nothing if it is not
+    /// to be begun any more.
+    async fn begin(&self, number: u64, before: u32) -> Option<(Entry, Option<Vec<u8>>)> {
         let begun = self.persist(true, move |tables| {
             let Some(mut entry) = tables.entry(number)? else { return Ok(None) };
+            // The commit that said so failed, and is on disk all the same.
+            if entry.state == State::InProgress && entry.attempts == before + 1 {
+                return Ok(Some((entry, tables.body(number)?)));
+            }
             if entry.state != State::Queued {
                 return Ok(None);
             }
@@ -479,8 +487,8 @@ impl Worker {
         let numbers = self.persist(true, move |tables| {
             match tables.entry(number)?.map(|entry| entry.state) {
                 Some(State::Decided(_)) => tables.end(number, &kept, &owed),
-                // Somebody else was first.
-                _ => Ok(Vec::new()),
+                // We were, in a commit that failed and is on disk all the same; or somebody else.
+                _ => tables.numbers(&owed),
             }
         });
         let numbers = numbers.await;
@@ -527,11 +535,18 @@ impl Worker {
             for &number in &late {
                 let Some(mut entry) = tables.entry(number)? else { continue };
                 let late = entry.expires().is_some_and(|expires| expires <= now());
+                // By a commit that failed, and is on disk all the same.
+                let is_expired = |decision: &Decision| {
+                    matches!(decision, Decision::Failed { code, .. } if code == EXPIRED)
+                };
+                if matches!(&entry.state, State::Decided(decision) if is_expired(decision)) {
+                    expired.insert(number);
+                }
                 if entry.state != State::Queued || !late {
                     continue;
                 }
                 let message = format!("it was not begun within {} s", entry.asked.ttl);
-                let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "expired", message);
+                let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, EXPIRED, message);
                 fail(tables, number, &mut entry, &problem)?;
                 expired.insert(number);
             }
@@ -550,7 +565,8 @@ impl Worker {
         }
     }
 
-    /// Makes a change, or looks something up, however long the disk takes to be there again.
+    /// Makes a change, or looks something up, however long the disk takes to be there again. A change
+    /// may be made twice, for a commit that fails may be on disk.
     async fn persist<T: Send + 'static>(
         &self,
         writes: bool,
