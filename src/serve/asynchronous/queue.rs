@@ -42,14 +42,23 @@ const NEXT: TableDefinition<'static, &str, u64> = TableDefinition::new("next");
 const STOPPING: &str = "stopping";
 const OUTBOX: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("outbox");
 
-/// The file cannot be read or written.
+/// Why a change was not made.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("the queue cannot be read or written: {0} (is its disk full?)")]
-pub(super) struct Broken(String);
+pub(super) enum Broken {
+    /// The file cannot be read or written.
+    #[error("the queue cannot be read or written: {0} (is its disk full?)")]
+    Disk(String),
+    /// What is in it cannot be understood: nobody else's fault, and not the disk's.
+    #[error("the queue has {0}")]
+    Entry(String),
+    /// The queue is closed.
+    #[error("the queue is closed: the server is going away")]
+    Closed,
+}
 
 impl<E: Into<redb::Error>> From<E> for Broken {
     fn from(error: E) -> Broken {
-        Broken(error.into().to_string())
+        Broken::Disk(error.into().to_string())
     }
 }
 
@@ -269,12 +278,12 @@ impl<'t> Tables<'t> {
 }
 
 fn written<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Broken> {
-    serde_json::to_vec(value).map_err(|error| Broken(format!("an entry: {error}")))
+    serde_json::to_vec(value).map_err(|error| Broken::Entry(format!("an entry: {error}")))
 }
 
 fn read<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, Broken> {
     serde_json::from_slice(text)
-        .map_err(|error| Broken(format!("an entry was written by another version: {error}")))
+        .map_err(|error| Broken::Entry(format!("an entry of another version: {error}")))
 }
 
 type Value = Box<dyn Any + Send>;
@@ -352,7 +361,7 @@ impl Queue {
         writes: bool,
         change: impl FnOnce(&mut Tables<'_>) -> Result<T, Broken> + Send + 'static,
     ) -> Result<T, Broken> {
-        let closed = || Broken("the server is going away".to_owned());
+        let closed = || Broken::Closed;
         let (answer, answered) = oneshot::channel();
         let change: Change = Box::new(move |tables| Ok(Box::new(change(tables)?) as Value));
         let job = Job { change, writes, answer };
@@ -396,7 +405,7 @@ fn work(database: Database, path: &Path, jobs: &Receiver<Job>) {
                 Ok(opened) => database = Some(opened),
                 Err(error) => {
                     std::thread::sleep(AGAIN);
-                    let broken = Broken(error.to_string());
+                    let broken = Broken::Disk(error.to_string());
                     some.into_iter().for_each(|job| drop(job.answer.send(Err(broken.clone()))));
                     continue;
                 }
@@ -408,20 +417,26 @@ fn work(database: Database, path: &Path, jobs: &Receiver<Job>) {
         match transact(open, changes) {
             Ok(values) => {
                 for (answer, value) in answers.into_iter().zip(values) {
-                    let _ = answer.send(Ok(value));
+                    let _ = answer.send(value);
                 }
             }
             Err(broken) => {
                 tracing::error!(error = %broken, "the queue of asynchronous requests");
-                database = None;
+                if !matches!(broken, Broken::Entry(_)) {
+                    database = None;
+                }
                 answers.into_iter().for_each(|answer| drop(answer.send(Err(broken.clone()))));
             }
         }
     }
 }
 
-/// Makes all these changes, or none of them.
-fn transact(database: &Database, changes: Vec<(Change, bool)>) -> Result<Vec<Value>, Broken> {
+/// Makes all these changes, or none of them. Who only looks, and cannot read an entry, has changed
+/// nothing, and fails alone.
+fn transact(
+    database: &Database,
+    changes: Vec<(Change, bool)>,
+) -> Result<Vec<Result<Value, Broken>>, Broken> {
     let mut transaction = database.begin_write()?;
     // After a kill the file would else be read whole before anybody is let in.
     transaction.set_quick_repair(true);
@@ -429,7 +444,10 @@ fn transact(database: &Database, changes: Vec<(Change, bool)>) -> Result<Vec<Val
     let mut writes = false;
     let mut tables = Tables::open(&transaction)?;
     for (change, does) in changes {
-        values.push(change(&mut tables)?);
+        values.push(match change(&mut tables) {
+            Err(broken @ Broken::Entry(_)) if !does => Err(broken),
+            done => Ok(done?),
+        });
         writes |= does;
     }
     drop(tables);
@@ -520,11 +538,36 @@ mod tests {
         let queue = Queue::open(dir.path()).unwrap();
         let failed: Result<u64, Broken> = wait(queue.change(|tables| {
             tables.accept(&entry("one"), None)?;
-            Err(Broken("no".into()))
+            Err(Broken::Disk("no".into()))
         }));
         assert!(failed.is_err());
         let there = wait(queue.look(|tables| tables.named("one"))).unwrap();
         assert_eq!(there, None);
+    }
+
+    #[test]
+    fn who_looks_at_what_cannot_be_read_fails_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = Queue::open(dir.path()).unwrap();
+        let number = wait(queue.change(|tables| {
+            let number = tables.accept(&entry("one"), None)?;
+            tables.entries.insert(number, b"no entry".as_slice())?;
+            Ok(number)
+        }))
+        .unwrap();
+        // Both come together, in one transaction.
+        let (looked, accepted) = wait(async {
+            let hold = queue.look(|_| {
+                std::thread::sleep(Duration::from_millis(50));
+                Ok(())
+            });
+            let look = queue.look(move |tables| tables.entry(number));
+            let accept = queue.change(|tables| tables.accept(&entry("two"), None));
+            let (_, looked, accepted) = tokio::join!(hold, look, accept);
+            (looked, accepted)
+        });
+        assert!(matches!(looked, Err(Broken::Entry(_))), "{looked:?}");
+        assert!(accepted.unwrap() > number);
     }
 
     #[test]
