@@ -113,8 +113,8 @@ impl Rig {
             .args(["--imgsz", "64", "--workers", "2", "--endpoint-name", "shapes"])
             .arg("--root")
             .arg(self.dir.path().join("in"))
-            .arg("--state")
-            .arg(self.dir.path().join("state"))
+            // A server without the door has it all the same.
+            .env("HAUL_STATE", self.dir.path().join("state"))
             .args(&self.flags)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env_remove("HAUL_CPU_TIER")
@@ -415,10 +415,11 @@ fn one_server_has_a_queue() {
         ("--notify-success", "ftp://a", "--notify-success"),
         ("--notify-error", "sqs+http://a", "names no queue"),
         ("--async-output", "gs://a/b", "gs://"),
+        ("--async-retention", "1h", "without --async-output"),
     ] {
         let serve = Haul::new("serve").arg("--model").arg(model()).args(["--port", "0"]);
         let serve = match flag {
-            "--async-output" => serve,
+            "--async-output" | "--async-retention" => serve,
             _ => serve.arg("--async-output").arg(&output),
         };
         let ran = serve.args([flag, value]).exits(2);
@@ -559,6 +560,20 @@ fn receivers_are_told_until_they_have_heard() {
     let failures =
         metrics.lines().find(|line| line.starts_with("haul_notification_failures_total"));
     assert!(failures.unwrap().ends_with(" 2"), "{failures:?}");
+}
+
+#[test]
+fn an_idle_server_ends_when_everybody_has_been_told() {
+    // It is told again after 1, 2 and 4 seconds.
+    let (webhook, told) = receiver(3);
+    let url = format!("http://127.0.0.1:{webhook}/hook");
+    let rig = Rig::new().with(&["--notify-success", &url, "--idle-exit", "2s"]);
+    let mut server = rig.start();
+    let id = server.invoke(&rig.input("pond.jpg"), &[]).id();
+    let code = server.child.wait().unwrap();
+    assert!(code.success(), "{code}");
+    assert!(rig.objects().contains_key(&format!("{id}.out")));
+    assert_eq!(told.lock().unwrap().len(), 1);
 }
 
 #[test]

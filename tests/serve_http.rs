@@ -270,7 +270,8 @@ fn the_slow_are_not_waited_for() {
             let server = &server;
             scope.spawn(move || {
                 let mut stream = server.connect();
-                let head = format!("POST /invocations HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n");
+                let head =
+                    format!("POST /invocations HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n");
                 stream.write_all(head.as_bytes()).unwrap();
                 let answers = match trickles {
                     true => trickle(stream, b"1\r\na\r\n"),
@@ -350,8 +351,9 @@ fn requests_may_follow_each_other_and_come_from_old_clients() {
     let mut bytes = Vec::new();
     for _ in 0..5 {
         let length = body.len();
-        let head =
-            format!("POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
+        let head = format!(
+            "POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+        );
         bytes.extend(head.into_bytes());
         bytes.extend(&body);
     }
@@ -455,7 +457,9 @@ fn a_server_that_is_asked_to_stop_finishes_what_is_in() {
     let idle = server.connect();
     let mut stream = server.connect();
     let length = picture().len();
-    let head = format!("POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
+    let head = format!(
+        "POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+    );
     stream.write_all(&[head.as_bytes(), &picture()].concat()).unwrap();
     until("the worker is busy", || server.metric("haul_workers_busy") == 1.0);
     server.signal(Signal::SIGTERM);
@@ -474,7 +478,9 @@ fn a_server_does_not_wait_for_ever_and_not_at_all_if_asked_twice() {
     let hold = |server: &Server| {
         let mut stream = server.connect();
         stream
-            .write_all(b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
+            .write_all(
+                b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n",
+            )
             .unwrap();
         until("it is in", || server.metric("haul_concurrent_requests") == 1.0);
         stream

@@ -38,7 +38,7 @@ pub(super) struct Lambda {
         help_heading = "Function"
     )]
     root: Vec<PathBuf>,
-    /// Folder or s3://BUCKET/PREFIX/ for the lines of events that nobody waits for, KEY.out each
+    /// Folder or s3://BUCKET/PREFIX/ for the lines of events that nobody waits for, KEY.out each; the --root's are then of one bucket
     #[arg(long, value_name = "DIR|PREFIX", env = "HAUL_OUTPUT", help_heading = "Function")]
     output: Option<PathBuf>,
     /// Largest body of an HTTP request [default: 6MiB, as much as Lambda takes]
@@ -80,6 +80,10 @@ impl Lambda {
         let max_payload = size(&self.max_payload, "max-payload", lambda::MOST)?;
         let most_object = size(&self.max_object, "max-object", 25_000_000)?;
         let place = |path: &PathBuf| Place::parse(path).map_err(JobError::Usage);
+        let roots: Vec<Place> = self.root.iter().map(place).collect::<Result<_, _>>()?;
+        if self.output.is_some() {
+            in_one_bucket(&roots)?;
+        }
         Ok(LambdaConfig {
             endpoint: EndpointConfig {
                 name: endpoint_name(self.endpoint_name.as_deref(), &inference.model)?,
@@ -97,9 +101,41 @@ impl Lambda {
                 },
                 throttles: false,
             },
-            roots: self.root.iter().map(place).collect::<Result<_, _>>()?,
+            roots,
             output: self.output.as_ref().map(place).transpose()?,
             most_object,
         })
+    }
+}
+
+/// Outputs are named after keys, so that those of two buckets would overwrite each other.
+fn in_one_bucket(roots: &[Place]) -> Result<(), JobError> {
+    let mut buckets = roots.iter().filter_map(|root| match root {
+        Place::S3(prefix) => Some(&prefix.bucket),
+        Place::Local(_) => None,
+    });
+    let first = buckets.next();
+    match buckets.find(|bucket| Some(*bucket) != first).zip(first) {
+        None => Ok(()),
+        Some((second, first)) => Err(JobError::Usage(format!(
+            "with --output each --root is in the same bucket, for outputs are named after keys \
+             alone: there are `{first}` and `{second}` (start one function for each)"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_of_two_buckets_would_meet() {
+        let roots = |all: &[&str]| -> Vec<Place> {
+            all.iter().map(|root| Place::parse(Path::new(root)).unwrap()).collect()
+        };
+        in_one_bucket(&roots(&["/in", "s3://a/b/", "s3://a/c/"])).unwrap();
+        let said = in_one_bucket(&roots(&["s3://a/b/", "/in", "s3://c/b/"])).unwrap_err();
+        assert!(matches!(said, JobError::Usage(_)));
+        assert!(said.to_string().contains("`a` and `c`"), "{said}");
     }
 }

@@ -57,7 +57,10 @@ impl AsyncFlags {
         s3: &S3Options,
     ) -> Result<Option<AsyncConfig>, JobError> {
         let at = |path: &Path, flag| place(&Place::parse(path).map_err(JobError::Usage)?, flag);
-        let Some(output) = &self.async_output else { return Ok(None) };
+        let Some(output) = &self.async_output else {
+            self.no_door()?;
+            return Ok(None);
+        };
         let output = at(output, "async-output")?;
         let failure = match &self.async_failure {
             Some(failure) => at(failure, "async-failure")?,
@@ -99,6 +102,32 @@ impl AsyncFlags {
         };
         config.check()?;
         Ok(Some(config))
+    }
+}
+
+impl AsyncFlags {
+    /// Flags about a door that there is not are a mistake. Variables may be those of everybody.
+    fn no_door(&self) -> Result<(), JobError> {
+        let given = [
+            ("async-failure", self.async_failure.is_some()),
+            ("state", self.state.is_some()),
+            ("async-concurrency", self.async_concurrency.is_some()),
+            ("async-max-queue", self.async_max_queue.is_some()),
+            ("async-max-payload", self.async_max_payload.is_some()),
+            ("notify-success", !self.notify_success.is_empty()),
+            ("notify-error", !self.notify_error.is_empty()),
+            ("notify-include-response", self.notify_include_response.is_some()),
+            ("async-retention", self.async_retention.is_some()),
+        ];
+        let variable = |flag: &str| format!("HAUL_{}", flag.to_uppercase().replace('-', "_"));
+        let said = |flag: &str| std::env::var_os(variable(flag)).is_none();
+        match given.into_iter().find(|&(flag, given)| given && said(flag)) {
+            None => Ok(()),
+            Some((flag, _)) => Err(JobError::Usage(format!(
+                "--{flag} is about asynchronous requests, of which there are none without \
+                 --async-output"
+            ))),
+        }
     }
 }
 

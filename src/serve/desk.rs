@@ -43,8 +43,7 @@ pub struct Crowded;
 pub struct Desk {
     entries: Arc<Semaphore>,
     most: usize,
-    room: Arc<Semaphore>,
-    units: u32,
+    space: Space,
     queue: Mutex<Queue>,
 }
 
@@ -58,6 +57,13 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Room {
     _room: OwnedSemaphorePermit,
+}
+
+/// The bytes that some bodies may have together. Who asks first gets room first.
+#[derive(Debug)]
+pub struct Space {
+    room: Arc<Semaphore>,
+    units: u32,
 }
 
 /// Room is counted in these.
@@ -120,17 +126,31 @@ impl Drop for Pending {
     }
 }
 
+impl Space {
+    /// Space for so many bytes.
+    #[must_use]
+    pub fn new(bytes: u64) -> Space {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).max(1);
+        Space { room: Arc::new(Semaphore::new(units as usize)), units }
+    }
+
+    /// Waits for room for a body of at most `bytes`, or for all the room there is.
+    pub async fn take(&self, bytes: u64) -> Room {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let all = self.room.clone().acquire_many_owned(units.clamp(1, self.units));
+        Room { _room: all.await.expect("the room was closed. This is a bug.") }
+    }
+}
+
 impl Desk {
     /// A desk for `most` requests at once, whose bodies have `room` bytes together.
     #[must_use]
     pub fn new(most: usize, room: u64) -> Arc<Desk> {
         let most = most.clamp(1, Semaphore::MAX_PERMITS);
-        let units = u32::try_from(room.div_ceil(UNIT)).unwrap_or(u32::MAX).max(1);
         Arc::new(Desk {
             entries: Arc::new(Semaphore::new(most)),
             most,
-            room: Arc::new(Semaphore::new(units as usize)),
-            units,
+            space: Space::new(room),
             queue: Mutex::default(),
         })
     }
@@ -152,9 +172,7 @@ impl Desk {
 
     /// Waits for room for a body of at most `bytes`, or for all the room there is.
     pub async fn room(&self, bytes: u64) -> Room {
-        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let all = self.room.clone().acquire_many_owned(units.clamp(1, self.units));
-        Room { _room: all.await.expect("the desk's room was closed. This is a bug.") }
+        self.space.take(bytes).await
     }
 
     /// Pictures that wait for a worker.

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
-use super::desk::{Counter, Desk, Priority, is_large};
+use super::desk::{Counter, Desk, Priority, Room, is_large};
+use super::http::blocking;
 use super::invocation::{Form, Options};
 use super::metrics::Metrics;
 use super::phases::{self, Phase};
@@ -15,7 +16,7 @@ use super::problem::Problem;
 use crate::job::{BoxUnit, Inference, JobError, Loaded, ModelFacts, size_fault, write_detections};
 use crate::picture::Encoding;
 use crate::pool::{Annotate, Budget, Failure, Idle, Params, Pool, Spent};
-use crate::store::{Roots, S3Options};
+use crate::store::{Key, RootError, Roots, S3Options};
 
 /// After a model could not be loaded, the next request tries again this much later.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -25,6 +26,10 @@ const AT_ONCE: usize = 256 << 10;
 
 /// How long a pool's workers are waited for when its model is unloaded.
 const PARTING: Duration = Duration::from_secs(5);
+
+/// Objects that are read at once for requests that wait. A store that does not answer keeps their
+/// threads for longer than their requests last, and others want threads, too.
+pub(super) const READS: usize = 32;
 
 /// What an endpoint is, as it was asked for.
 #[derive(Clone, Debug)]
@@ -47,6 +52,7 @@ pub struct Endpoint {
     desk: Arc<Desk>,
     metrics: Metrics,
     roots: Roots,
+    reads: Arc<Semaphore>,
     model: watch::Sender<Model>,
     /// A worker has failed since the model last answered.
     suspect: AtomicBool,
@@ -135,6 +141,7 @@ impl Endpoint {
             desk: Desk::new(config.most_requests, config.most_bytes),
             metrics: Metrics::new(&config.name),
             roots,
+            reads: Arc::new(Semaphore::new(READS)),
             model: watch::Sender::new(Model::Cold),
             suspect: AtomicBool::new(false),
             used: AtomicU64::new(0),
@@ -339,6 +346,40 @@ impl Endpoint {
         self.used.store(now, Ordering::Relaxed);
     }
 
+    /// Reads an object that a client names, of at most so many bytes, with room for them. The room
+    /// is taken for as long as the object is read, also where nobody waits for it any more.
+    ///
+    /// # Errors
+    /// [`Problem`] when a thread fails; inside, why the object cannot be read.
+    pub async fn read(
+        self: &Arc<Endpoint>,
+        location: String,
+        most: u64,
+    ) -> Result<Result<(Vec<u8>, Room), RootError>, Problem> {
+        let turn = self.reads.clone().acquire_owned().await;
+        let room = self.desk.room(most).await;
+        let endpoint = self.clone();
+        blocking(move || {
+            let read = endpoint.roots.read(&location, most);
+            drop(turn);
+            read.map(|bytes| (bytes, room))
+        })
+        .await
+    }
+
+    /// Whether a picture's file may have so many bytes.
+    ///
+    /// # Errors
+    /// [`Problem`] of the picture of this name.
+    pub fn fits(&self, key: &Key, bytes: u64) -> Result<(), Problem> {
+        let inference = &self.config.inference;
+        let most = inference.max_file.min(inference.limits.max_memory);
+        match size_fault(bytes, most) {
+            None => Ok(()),
+            Some((code, message)) => Err(Problem::picture(key, code, "fetch", &message)),
+        }
+    }
+
     /// What is in a picture.
     ///
     /// # Errors
@@ -354,11 +395,7 @@ impl Endpoint {
         self.used();
         let key = options.key();
         let (mut params, unit) = options.settle(&ready.params, ready.unit, &ready.facts)?;
-        let inference = &self.config.inference;
-        let most = inference.max_file.min(inference.limits.max_memory);
-        if let Some((code, message)) = size_fault(bytes.len() as u64, most) {
-            return Err(Problem::picture(&key, code, "fetch", &message));
-        }
+        self.fits(&key, bytes.len() as u64)?;
         let drawn = |encoding| Annotate { labels: ready.facts.labels.clone().into(), encoding };
         params.annotate = match form {
             Form::Json => None,

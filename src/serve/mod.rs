@@ -62,7 +62,8 @@ pub struct Config {
     pub roots: Vec<Place>,
     /// After so long without a request the model is unloaded.
     pub unload_after: Option<Duration>,
-    /// After so long without a request the process ends.
+    /// After so long without a request, and without work for the asynchronous door, the process
+    /// ends.
     pub idle_exit: Option<Duration>,
     /// How long requests that are in are waited for when it ends.
     pub grace: Duration,
@@ -72,8 +73,8 @@ pub struct Config {
 /// still waits for a store waits for nobody.
 const PARTING: Duration = Duration::from_secs(1);
 
-/// Threads for what blocks, besides one for each request that may be in: they are made when they
-/// are wanted.
+/// Threads for what blocks, besides one for each request that may be in and those that read objects:
+/// they are made when they are wanted.
 const SPARE_THREADS: usize = 16;
 
 /// Serves until a signal asks it to stop, or nobody has asked for as long as it was to wait. A
@@ -85,7 +86,7 @@ const SPARE_THREADS: usize = 16;
 pub fn serve(config: Config) -> Result<(), JobError> {
     let listener = sockets::listener(config.listen)?;
     phases::ended(Phase::Listening);
-    let threads = config.endpoint.most_requests.saturating_add(SPARE_THREADS);
+    let threads = config.endpoint.most_requests.saturating_add(SPARE_THREADS + endpoint::READS);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(threads)
@@ -159,8 +160,9 @@ async fn run(config: Config, listener: TcpListener) -> Result<(), JobError> {
         tokio::spawn(serverless::unload_when_idle(endpoint.clone(), patience));
     }
     let idle = async {
+        let busy = || door.as_ref().is_some_and(|door| !door.is_idle());
         match config.idle_exit {
-            Some(patience) => serverless::idle(&endpoint, patience).await,
+            Some(patience) => serverless::idle(&endpoint, patience, busy).await,
             None => std::future::pending().await,
         }
     };

@@ -1,18 +1,29 @@
 //! Scaling to zero: the model goes when nobody wants it, and so does the process.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::endpoint::Endpoint;
 
 /// The least time between two looks at the clock.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Comes back when no request has been in for so long.
-pub(super) async fn idle(endpoint: &Endpoint, patience: Duration) {
+/// While there is other work, it is looked at so often whether it is done.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Comes back when no request has been in, and nothing else was to be done, for so long.
+pub(super) async fn idle(endpoint: &Endpoint, patience: Duration, busy: impl Fn() -> bool) {
+    let mut worked: Option<Instant> = None;
     loop {
-        let left = patience.saturating_sub(endpoint.idle_for());
-        if left.is_zero() {
+        let left = if busy() {
+            worked = Some(Instant::now());
+            patience.min(AGAIN)
+        } else {
+            let idle = endpoint.idle_for();
+            let idle = worked.map_or(idle, |worked| worked.elapsed().min(idle));
+            patience.saturating_sub(idle)
+        };
+        if left.is_zero() && !busy() {
             return;
         }
         tokio::time::sleep(left.max(LOOK)).await;
@@ -23,7 +34,7 @@ pub(super) async fn idle(endpoint: &Endpoint, patience: Duration) {
 /// waits meanwhile.
 pub(super) async fn unload_when_idle(endpoint: Arc<Endpoint>, patience: Duration) {
     loop {
-        idle(&endpoint, patience).await;
+        idle(&endpoint, patience, || false).await;
         if endpoint.loaded().is_some() {
             let leaver = endpoint.clone();
             // Its workers are waited for.

@@ -216,7 +216,8 @@ pub(crate) fn picture() -> Vec<u8> {
 /// on further lines.
 pub(crate) fn request(head: &str, body: &[u8]) -> Vec<u8> {
     let (first, headers) = head.split_once('\n').unwrap_or((head, ""));
-    let mut bytes = format!("{first} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n").into_bytes();
+    let mut bytes =
+        format!("{first} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n").into_bytes();
     for header in headers.lines() {
         bytes.extend(format!("{header}\r\n").into_bytes());
     }

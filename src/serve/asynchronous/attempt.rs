@@ -12,7 +12,7 @@ use crate::serve::http::doors::blocking;
 use crate::serve::invocation::{Body, Form, Options, Picture};
 use crate::serve::metrics::Door;
 use crate::serve::problem::Problem;
-use crate::store::RootError;
+use crate::store::{Key, RootError};
 
 /// An attempt that can be made.
 pub(super) struct Attempt<'a> {
@@ -53,11 +53,16 @@ impl Attempt<'_> {
     async fn answer(self) -> Result<Answer, Problem> {
         let Attempt { worker, entry, body } = self;
         let Wish { form, kind, options } = Wish::of(&entry.asked)?;
-        let desk = worker.endpoint.desk();
+        // A picture is called what its client calls it, else by where it was found.
+        let unnamed = Options { name: entry.asked.location.clone(), ..Options::default() };
+        let options = options.over(unnamed);
         let (bytes, mut room) = match (&entry.asked.location, body) {
-            (Some(location), _) => fetch(worker, location).await?,
+            (Some(location), _) => {
+                let key = (kind == Body::Picture).then(|| options.key());
+                fetch(worker, location, key).await?
+            }
             (None, Some(body)) => {
-                let room = desk.room(body.len() as u64).await;
+                let room = worker.space.take(body.len() as u64).await;
                 (body, room)
             }
             (None, None) => return Err(Problem::internal("its body is not in the queue")),
@@ -66,14 +71,12 @@ impl Attempt<'_> {
             Body::Picture => (Picture::Bytes(bytes), Options::default()),
             Body::Json => blocking(move || Picture::of_body(kind, bytes)).await??,
         };
-        // A picture is called what its client calls it, else by where it was found.
-        let unnamed = Options { name: entry.asked.location.clone(), ..Options::default() };
-        let options = said.over(options).over(unnamed);
+        let options = said.over(options);
         let bytes = match picture {
             Picture::Bytes(bytes) => bytes,
             Picture::Location(location) => {
                 drop(room);
-                let (bytes, more) = fetch(worker, &location).await?;
+                let (bytes, more) = fetch(worker, &location, Some(options.key())).await?;
                 room = more;
                 bytes
             }
@@ -104,7 +107,8 @@ impl Wish {
             if let (Ok(name), Ok(value)) =
                 (HeaderName::try_from(name), HeaderValue::from_str(value))
             {
-                headers.insert(name, value);
+                // One that was sent twice is seen as the real-time door sees it.
+                headers.append(name, value);
             }
         }
         let options = Options::of_request(asked.query.as_deref(), &headers)?;
@@ -112,8 +116,13 @@ impl Wish {
     }
 }
 
-/// Reads an object, with room for it.
-async fn fetch(worker: &Worker, location: &str) -> Result<(Vec<u8>, Room), Problem> {
+/// Reads an object, with room for it. One that is a picture has a key, and must be no larger than
+/// pictures may be.
+async fn fetch(
+    worker: &Worker,
+    location: &str,
+    key: Option<Key>,
+) -> Result<(Vec<u8>, Room), Problem> {
     let most = worker.config.most_bytes;
     let failed = |problem: Problem| {
         worker.meters.download_failures.inc();
@@ -124,20 +133,23 @@ async fn fetch(worker: &Worker, location: &str) -> Result<(Vec<u8>, Room), Probl
         let (endpoint, at) = (worker.endpoint.clone(), location.to_owned());
         lane(worker, move || endpoint.roots().size(&at, most)).await.map_err(failed)?
     };
-    let room = worker.endpoint.desk().room(size).await;
+    if let Some(key) = &key {
+        worker.endpoint.fits(key, size)?;
+    }
+    let room = worker.space.take(size).await;
     let (endpoint, at) = (worker.endpoint.clone(), location.to_owned());
-    let bytes =
-        lane(worker, move || endpoint.roots().read(&at, size)).await.map_err(|problem| {
-            failed(match problem.status {
-                // It had this size a moment ago.
-                StatusCode::PAYLOAD_TOO_LARGE => {
-                    let message = format!("`{location}` was written to while it was read");
-                    Problem::new(StatusCode::BAD_GATEWAY, "store", message)
-                }
-                _ => problem,
-            })
-        })?;
-    Ok((bytes, room))
+    // The room goes with the bytes, also where nobody waits for them any more.
+    let read = move || endpoint.roots().read(&at, size).map(|bytes| (bytes, room));
+    lane(worker, read).await.map_err(|problem| {
+        failed(match problem.status {
+            // It had this size a moment ago.
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                let message = format!("`{location}` was written to while it was read");
+                Problem::new(StatusCode::BAD_GATEWAY, "store", message)
+            }
+            _ => problem,
+        })
+    })
 }
 
 /// Reads on a thread of its own, of which there are a few for all.

@@ -63,7 +63,14 @@ async fn invoke(
 ) -> Response {
     let begun = Instant::now();
     let (head, body) = request.into_parts();
-    let response = match accept(&behind, &name, &head.headers, head.uri.query(), body).await {
+    let limit = behind.app.doors.timeout;
+    let accepting = accept(&behind, &name, &head.headers, head.uri.query(), body);
+    let accepting = tokio::time::timeout(limit, accepting).await.unwrap_or_else(|_| {
+        let seconds = limit.as_secs_f64();
+        let message = format!("the request could not be accepted within {seconds} s; try again");
+        Err(RuntimeProblem::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", &message))
+    });
+    let response = match accepting {
         Ok(entry) => accepted(&entry),
         Err(problem) => {
             let mut response = problem.into_response();
@@ -167,28 +174,51 @@ async fn accept(
     });
     let (entry, body) = prepared.await.map_err(|problem| internal(&problem.message))??;
     let most = config.most_queued;
-    let settled = worker
-        .queue
-        .change(move |tables| settle(tables, entry, body.as_deref(), most))
-        .await
-        .map_err(|error| internal(&error.to_string()))?;
-    drop(room);
-    match settled {
-        Settled::New(number, entry) => {
-            let _ = failpoint::hit("async_accepted");
-            worker.accepted(number, &entry);
-            Ok(*entry)
+    app.endpoint.used();
+    // A task of its own: a client that hangs up ends what is awaited here, but not the commit, and
+    // what is on disk must be known to the worker.
+    let worker = worker.clone();
+    let asked = entry.clone();
+    let settling = tokio::spawn(async move {
+        let settled =
+            worker.queue.change(move |tables| settle(tables, entry, body.as_deref(), most));
+        let mut settled = settled.await;
+        // A commit that fails may be on disk all the same.
+        if settled.is_err()
+            && let Ok(Some(known)) = worker.queue.look(move |tables| found(tables, &asked)).await
+        {
+            settled = Ok(Settled::New(known.0, Box::new(known.1)));
         }
-        Settled::Repeated(entry) => Ok(*entry),
-        Settled::Refused(problem) => Err(problem),
-    }
+        drop(room);
+        match settled.map_err(|error| internal(&error.to_string()))? {
+            Settled::New(number, entry) => {
+                let _ = failpoint::hit("async_accepted");
+                worker.accepted(number, &entry);
+                Ok(*entry)
+            }
+            Settled::Repeated(number, entry) => {
+                worker.accepted(number, &entry);
+                Ok(*entry)
+            }
+            Settled::Refused(problem) => Err(problem),
+        }
+    });
+    settling.await.map_err(|error| internal(&format!("a task failed: {error}")))?
 }
 
 /// What became of a request at the queue.
 enum Settled {
     New(u64, Box<Entry>),
-    Repeated(Box<Entry>),
+    Repeated(u64, Box<Entry>),
     Refused(RuntimeProblem),
+}
+
+/// The request, if it is in the queue since just now.
+fn found(tables: &Tables<'_>, asked: &Entry) -> Result<Option<(u64, Entry)>, Broken> {
+    let Some(number) = tables.named(&asked.inference_id)? else { return Ok(None) };
+    let entry = tables.entry(number)?;
+    let ours = |entry: &Entry| entry.digest == asked.digest && entry.received == asked.received;
+    Ok(entry.filter(ours).map(|entry| (number, entry)))
 }
 
 /// Puts a request into the queue, if it is new and there is room.
@@ -202,7 +232,7 @@ fn settle(
         && let Some(known) = tables.entry(number)?
     {
         return Ok(match known.digest == entry.digest {
-            true => Settled::Repeated(Box::new(known)),
+            true => Settled::Repeated(number, Box::new(known)),
             false => Settled::Refused(wrong(&format!(
                 "InferenceId {} was given to another request",
                 entry.inference_id
@@ -303,7 +333,7 @@ impl Naming {
             None => name,
         };
         let output = Target { place: output, name };
-        let failure = Target { place: failure, name: format!("{id}-error.out") };
+        let failure = Target { place: failure, name: format!("{id}{}", names::FAILURE) };
         for target in [&output, &failure] {
             let location = target.location();
             let key = location.strip_prefix("s3://").and_then(|rest| rest.split_once('/'));

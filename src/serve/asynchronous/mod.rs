@@ -117,7 +117,11 @@ impl AsyncDoor {
     ) -> Result<AsyncDoor, JobError> {
         config.check()?;
         let s3 = endpoint.config().s3.clone();
-        let queue = Arc::new(Queue::open(&config.state)?);
+        let state = config.state.clone();
+        // A file that was not closed is looked through first.
+        let opened = tokio::task::spawn_blocking(move || Queue::open(&state)).await;
+        let opened = opened.map_err(|error| JobError::Internal(format!("the queue: {error}")))?;
+        let queue = Arc::new(opened?);
         let places = Places::new(&s3, &config.state);
         for place in [&config.output, &config.failure] {
             places.prepare(place)?;
@@ -138,6 +142,12 @@ impl AsyncDoor {
     /// Begins nothing more, waits for what is in progress for so long, and leaves the rest queued.
     pub async fn stop(&self, grace: Duration) {
         self.0.stop(grace).await;
+    }
+
+    /// Whether no request waits or is in progress, and nobody is still to be told of one.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.0.is_idle()
     }
 
     /// Closes the queue. Nobody is let in any more.

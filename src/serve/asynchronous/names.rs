@@ -8,10 +8,15 @@ const SEGMENT: usize = 255;
 /// The longest InferenceId.
 const ID: usize = 64;
 
+/// What names of failures end in, and nothing else does.
+pub(super) const FAILURE: &str = "-error.out";
+
 /// Whether an InferenceId can be part of a name.
 pub(super) fn is_safe(id: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    (1..=ID).contains(&id.len()) && !id.starts_with('.') && id.chars().all(fits)
+    // Its result would be called as another one's failure.
+    let ends = !id.ends_with("-error");
+    (1..=ID).contains(&id.len()) && !id.starts_with('.') && ends && id.chars().all(fits)
 }
 
 /// The InferenceId that a client has chosen: printable, and short.
@@ -34,6 +39,7 @@ pub(super) fn filename(name: &str) -> Result<String, RuntimeProblem> {
         && name.matches('.').count() <= 1
         && !name.starts_with('.')
         && !name.contains(['/', '\\'])
+        && !name.ends_with(FAILURE)
         && !is_url(name)
         && !name.chars().any(char::is_control);
     match fits {
@@ -41,8 +47,8 @@ pub(super) fn filename(name: &str) -> Result<String, RuntimeProblem> {
         false => Err(wrong(
             "Filename",
             name,
-            "it is a name of 1 to 32 characters with at most one dot, which is not its first, and \
-             without slashes",
+            "it is a name of 1 to 32 characters with at most one dot, which is not its first, \
+             without slashes, and does not end in `-error.out`",
         )),
     }
 }
@@ -54,7 +60,10 @@ pub(super) fn filename(name: &str) -> Result<String, RuntimeProblem> {
 pub(super) fn extension(path: &str) -> Result<String, RuntimeProblem> {
     let inner = path.strip_suffix('/').unwrap_or(path);
     // A leading dot is `.` or `..`, or a folder of ours.
-    let folder = |name: &str| !name.is_empty() && !name.starts_with('.') && name.len() <= SEGMENT;
+    let folder = |name: &str| {
+        let fits = !name.is_empty() && name.len() <= SEGMENT;
+        fits && !name.starts_with('.') && !name.ends_with(FAILURE)
+    };
     let fits = (1..=512).contains(&path.len())
         && !is_url(path)
         && !path.contains('\\')
@@ -65,7 +74,8 @@ pub(super) fn extension(path: &str) -> Result<String, RuntimeProblem> {
         false => Err(wrong(
             "S3OutputPathExtension",
             path,
-            "it is a relative path of 1 to 512 characters, of names that do not begin with a dot",
+            "it is a relative path of 1 to 512 characters, of names that do not begin with a dot \
+             and do not end in `-error.out`",
         )),
     }
 }
@@ -102,6 +112,7 @@ mod tests {
             "a\0",
             "s3:a",
             "HTTPS:a",
+            "a-error.out",
             "../a",
             &"x".repeat(33),
         ] {
@@ -125,6 +136,7 @@ mod tests {
             "s3://b/a",
             "https://a/b",
             "a//",
+            "a/b-error.out",
             &"x".repeat(256),
             &"x/".repeat(257),
         ] {
@@ -137,7 +149,7 @@ mod tests {
         for safe in ["a", "A.b_c-1", &"x".repeat(64)] {
             assert!(is_safe(safe) && inference_id(safe).is_ok(), "{safe}");
         }
-        for id in ["a/b", "..", ".a", "a b", "ü", "a:b"] {
+        for id in ["a/b", "..", ".a", "a b", "ü", "a:b", "a-error"] {
             assert!(!is_safe(id) && inference_id(id).is_ok(), "{id}");
         }
         for wrong in ["", "a\nb", &"x".repeat(65)] {

@@ -2,12 +2,13 @@
 //! too old for anybody to want it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::IntCounter;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use super::entry::{Notice, now};
@@ -31,6 +32,8 @@ pub(super) struct Notifier {
     /// For each receiver a task of its own, so that one that does not answer delays no other.
     lines: Mutex<HashMap<String, UnboundedSender<u64>>>,
     tasks: Mutex<JoinSet<()>>,
+    /// How many are owed.
+    owed: AtomicUsize,
 }
 
 /// What became of a try.
@@ -54,11 +57,13 @@ impl Notifier {
             retention,
             lines: Mutex::default(),
             tasks: Mutex::default(),
+            owed: AtomicUsize::new(0),
         })
     }
 
     /// A notification of this number, to this receiver, is in the outbox.
     pub(super) fn owe(self: &Arc<Notifier>, number: u64, url: &str) {
+        self.owed.fetch_add(1, Ordering::Relaxed);
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let line = lines.entry(url.to_owned()).or_insert_with(|| {
             let (sender, owed) = unbounded_channel();
@@ -68,6 +73,11 @@ impl Notifier {
         });
         // The task ends with the server only, and what is owed is on disk.
         let _ = line.send(number);
+    }
+
+    /// Whether nothing is owed.
+    pub(super) fn is_idle(&self) -> bool {
+        self.owed.load(Ordering::Relaxed) == 0
     }
 
     /// Stops delivering; what is owed stays owed.
@@ -82,6 +92,7 @@ impl Notifier {
     async fn deliver(self: Arc<Notifier>, mut owed: UnboundedReceiver<u64>) {
         let mut waiting: BTreeSet<(Instant, u64, u32)> = BTreeSet::new();
         let mut under_way = JoinSet::new();
+        let mut tried_by: HashMap<Id, (u64, u32)> = HashMap::new();
         loop {
             while under_way.len() < AT_ONCE
                 && let Some(&first) = waiting.first()
@@ -89,7 +100,8 @@ impl Notifier {
             {
                 waiting.remove(&first);
                 let (_, number, tries) = first;
-                under_way.spawn(self.clone().attempt(number, tries));
+                let task = under_way.spawn(self.clone().attempt(number, tries));
+                tried_by.insert(task.id(), (number, tries));
             }
             let due = match under_way.len() < AT_ONCE {
                 true => waiting.first().map(|first| first.0),
@@ -101,8 +113,25 @@ impl Notifier {
                     Some(number) => { waiting.insert((Instant::now(), number, 0)); }
                     None => return,
                 },
-                Some(tried) = under_way.join_next() => {
-                    if let Ok(Tried::Again(number, tries)) = tried {
+                Some(tried) = under_way.join_next_with_id() => {
+                    let (id, tried) = match tried {
+                        Ok((id, tried)) => (id, Some(tried)),
+                        Err(error) => {
+                            tracing::error!(%error, "a notification");
+                            (error.id(), None)
+                        }
+                    };
+                    let known = tried_by.remove(&id);
+                    let again = match tried {
+                        Some(Tried::Settled) => None,
+                        Some(Tried::Again(number, tries)) => Some((number, tries)),
+                        // Whatever became of the task, it is owed.
+                        None => known.map(|(number, tries)| (number, tries + 1)),
+                    };
+                    if again.is_none() {
+                        self.owed.fetch_sub(1, Ordering::Relaxed);
+                    }
+                    if let Some((number, tries)) = again {
                         let pause = FIRST.saturating_mul(1 << tries.min(16)).min(LONGEST);
                         waiting.insert((Instant::now() + pause, number, tries));
                     }

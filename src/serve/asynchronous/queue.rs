@@ -17,7 +17,7 @@ use redb::{
 };
 use tokio::sync::oneshot;
 
-use super::entry::{Entry, Notice};
+use super::entry::{Entry, Notice, Target};
 use crate::job::JobError;
 
 /// Changes that are made in one transaction, at most.
@@ -38,16 +38,27 @@ const OUTCOMES: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("out
 const ENDED: TableDefinition<'static, (u64, u64), ()> = TableDefinition::new("ended");
 /// The numbers that are next, of requests and of notifications: each is given once.
 const NEXT: TableDefinition<'static, &str, u64> = TableDefinition::new("next");
+/// Among them: 1 once the server was told to stop.
+const STOPPING: &str = "stopping";
 const OUTBOX: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("outbox");
 
-/// The file cannot be read or written.
+/// Why a change was not made.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("the queue cannot be read or written: {0} (is its disk full?)")]
-pub(super) struct Broken(String);
+pub(super) enum Broken {
+    /// The file cannot be read or written.
+    #[error("the queue cannot be read or written: {0} (is its disk full?)")]
+    Disk(String),
+    /// What is in it cannot be understood: nobody else's fault, and not the disk's.
+    #[error("the queue has {0}")]
+    Entry(String),
+    /// The queue is closed.
+    #[error("the queue is closed: the server is going away")]
+    Closed,
+}
 
 impl<E: Into<redb::Error>> From<E> for Broken {
     fn from(error: E) -> Broken {
-        Broken(error.into().to_string())
+        Broken::Disk(error.into().to_string())
     }
 }
 
@@ -178,6 +189,29 @@ impl<'t> Tables<'t> {
         Ok(numbers)
     }
 
+    /// Gives a failure another name.
+    pub(super) fn rename_failure(
+        &mut self,
+        number: u64,
+        entry: Entry,
+        failure: Target,
+    ) -> Result<(), Broken> {
+        self.names.remove(entry.failure.location().as_str())?;
+        self.names.insert(failure.location().as_str(), number)?;
+        self.keep(number, &Entry { failure, ..entry })
+    }
+
+    /// Says that the server was told to stop, or that it goes on.
+    pub(super) fn stopping(&mut self, is: bool) -> Result<(), Broken> {
+        self.next.insert(STOPPING, u64::from(is))?;
+        Ok(())
+    }
+
+    /// Whether the server had been told to stop when it ended.
+    pub(super) fn is_stopping(&self) -> Result<bool, Broken> {
+        Ok(self.next.get(STOPPING)?.is_some_and(|is| is.value() == 1))
+    }
+
     /// The requests that have not ended, in order.
     pub(super) fn unfinished(&self) -> Result<Vec<(u64, Entry)>, Broken> {
         let mut all = Vec::new();
@@ -218,6 +252,19 @@ impl<'t> Tables<'t> {
         Ok(all)
     }
 
+    /// The numbers of those among these notifications that are owed, in their order.
+    pub(super) fn numbers(&self, notices: &[Notice]) -> Result<Vec<u64>, Broken> {
+        let mut found = vec![None; notices.len()];
+        for one in self.outbox.iter()? {
+            let (number, text) = one?;
+            let owed: Notice = read(text.value())?;
+            if let Some(place) = notices.iter().position(|notice| notice.id == owed.id) {
+                found[place] = Some(number.value());
+            }
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
     /// The notification of this number, if it is owed.
     pub(super) fn notice(&self, number: u64) -> Result<Option<Notice>, Broken> {
         self.outbox.get(number)?.map(|text| read(text.value())).transpose()
@@ -231,12 +278,12 @@ impl<'t> Tables<'t> {
 }
 
 fn written<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Broken> {
-    serde_json::to_vec(value).map_err(|error| Broken(format!("an entry: {error}")))
+    serde_json::to_vec(value).map_err(|error| Broken::Entry(format!("an entry: {error}")))
 }
 
 fn read<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, Broken> {
     serde_json::from_slice(text)
-        .map_err(|error| Broken(format!("an entry was written by another version: {error}")))
+        .map_err(|error| Broken::Entry(format!("an entry of another version: {error}")))
 }
 
 type Value = Box<dyn Any + Send>;
@@ -314,7 +361,7 @@ impl Queue {
         writes: bool,
         change: impl FnOnce(&mut Tables<'_>) -> Result<T, Broken> + Send + 'static,
     ) -> Result<T, Broken> {
-        let closed = || Broken("the server is going away".to_owned());
+        let closed = || Broken::Closed;
         let (answer, answered) = oneshot::channel();
         let change: Change = Box::new(move |tables| Ok(Box::new(change(tables)?) as Value));
         let job = Job { change, writes, answer };
@@ -323,6 +370,12 @@ impl Queue {
         let value = answered.await.map_err(|_| closed())??;
         let value = value.downcast::<T>();
         Ok(*value.expect("a change gave what it does not give. This is a bug."))
+    }
+
+    /// Changes that nobody has looked at yet.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.jobs.lock().unwrap().as_ref().map_or(0, Sender::len)
     }
 
     /// Ends the thread when all that was sent is done; waits for that.
@@ -352,7 +405,7 @@ fn work(database: Database, path: &Path, jobs: &Receiver<Job>) {
                 Ok(opened) => database = Some(opened),
                 Err(error) => {
                     std::thread::sleep(AGAIN);
-                    let broken = Broken(error.to_string());
+                    let broken = Broken::Disk(error.to_string());
                     some.into_iter().for_each(|job| drop(job.answer.send(Err(broken.clone()))));
                     continue;
                 }
@@ -364,26 +417,37 @@ fn work(database: Database, path: &Path, jobs: &Receiver<Job>) {
         match transact(open, changes) {
             Ok(values) => {
                 for (answer, value) in answers.into_iter().zip(values) {
-                    let _ = answer.send(Ok(value));
+                    let _ = answer.send(value);
                 }
             }
             Err(broken) => {
                 tracing::error!(error = %broken, "the queue of asynchronous requests");
-                database = None;
+                if !matches!(broken, Broken::Entry(_)) {
+                    database = None;
+                }
                 answers.into_iter().for_each(|answer| drop(answer.send(Err(broken.clone()))));
             }
         }
     }
 }
 
-/// Makes all these changes, or none of them.
-fn transact(database: &Database, changes: Vec<(Change, bool)>) -> Result<Vec<Value>, Broken> {
-    let transaction = database.begin_write()?;
+/// Makes all these changes, or none of them. Who only looks, and cannot read an entry, has changed
+/// nothing, and fails alone.
+fn transact(
+    database: &Database,
+    changes: Vec<(Change, bool)>,
+) -> Result<Vec<Result<Value, Broken>>, Broken> {
+    let mut transaction = database.begin_write()?;
+    // After a kill the file would else be read whole before anybody is let in.
+    transaction.set_quick_repair(true);
     let mut values = Vec::with_capacity(changes.len());
     let mut writes = false;
     let mut tables = Tables::open(&transaction)?;
     for (change, does) in changes {
-        values.push(change(&mut tables)?);
+        values.push(match change(&mut tables) {
+            Err(broken @ Broken::Entry(_)) if !does => Err(broken),
+            done => Ok(done?),
+        });
         writes |= does;
     }
     drop(tables);
@@ -397,7 +461,7 @@ fn transact(database: &Database, changes: Vec<(Change, bool)>) -> Result<Vec<Val
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::asynchronous::entry::{Asked, Decision, State, Target};
+    use crate::serve::asynchronous::entry::{Asked, Decision, State};
 
     fn entry(id: &str) -> Entry {
         let target = |name: &str| Target { place: "/out".into(), name: format!("{id}{name}") };
@@ -414,6 +478,16 @@ mod tests {
             faults: 0,
             deaths: 0,
             state: State::Queued,
+        }
+    }
+
+    fn notice_of(url: &str) -> Notice {
+        Notice {
+            id: "other".into(),
+            url: url.into(),
+            message: String::new(),
+            subject: String::new(),
+            since: 5,
         }
     }
 
@@ -464,7 +538,7 @@ mod tests {
         let queue = Queue::open(dir.path()).unwrap();
         let failed: Result<u64, Broken> = wait(queue.change(|tables| {
             tables.accept(&entry("one"), None)?;
-            Err(Broken("no".into()))
+            Err(Broken::Disk("no".into()))
         }));
         assert!(failed.is_err());
         let there = wait(queue.look(|tables| tables.named("one"))).unwrap();
@@ -472,16 +546,35 @@ mod tests {
     }
 
     #[test]
+    fn who_looks_at_what_cannot_be_read_fails_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = Queue::open(dir.path()).unwrap();
+        let number = wait(queue.change(|tables| {
+            let number = tables.accept(&entry("one"), None)?;
+            tables.entries.insert(number, b"no entry".as_slice())?;
+            Ok(number)
+        }))
+        .unwrap();
+        // Both come together, in one transaction.
+        let (looked, accepted) = wait(async {
+            let hold = queue.look(|_| {
+                std::thread::sleep(Duration::from_millis(50));
+                Ok(())
+            });
+            let look = queue.look(move |tables| tables.entry(number));
+            let accept = queue.change(|tables| tables.accept(&entry("two"), None));
+            let (_, looked, accepted) = tokio::join!(hold, look, accept);
+            (looked, accepted)
+        });
+        assert!(matches!(looked, Err(Broken::Entry(_))), "{looked:?}");
+        assert!(accepted.unwrap() > number);
+    }
+
+    #[test]
     fn numbers_are_given_once_and_old_names_become_free() {
         let dir = tempfile::tempdir().unwrap();
         let queue = Queue::open(dir.path()).unwrap();
-        let notice = Notice {
-            id: "n".into(),
-            url: "http://a".into(),
-            message: String::new(),
-            subject: String::new(),
-            since: 5,
-        };
+        let notice = Notice { id: "n".into(), ..notice_of("http://a") };
         let (number, owed) = wait(queue.change(move |tables| {
             let number = tables.accept(&entry("one"), None)?;
             let ended = Entry { ended: Some(10), ..entry("one") };
@@ -497,6 +590,11 @@ mod tests {
         assert_eq!((early, late, promised, backlog), (0, 1, false, 0));
         let next = wait(queue.change(|tables| tables.accept(&entry("one"), None))).unwrap();
         assert!(next > number);
+        let same = Notice { id: "n".into(), ..notice_of("http://a") };
+        let known = wait(queue.look(move |tables| {
+            Ok((tables.numbers(&[same])?, tables.numbers(&[notice_of("http://a")])?))
+        }));
+        assert_eq!(known.unwrap(), (owed.clone(), Vec::new()));
         let left = wait(queue.look(|tables| tables.owed())).unwrap();
         assert_eq!(left.iter().map(|(number, _)| *number).collect::<Vec<_>>(), owed);
         wait(queue.change(move |tables| tables.delivered(owed[0]))).unwrap();

@@ -59,15 +59,18 @@ impl Receiver {
         }
     }
 
-    /// A URL for people: without what may be secret in it.
+    /// A URL for people: its scheme and host. Who knows the path of a webhook may write to it.
     pub(super) fn shown(text: &str) -> String {
-        let end = text.find(['?', '#']).unwrap_or(text.len());
-        let text = &text[..end];
-        match (text.find("://"), text.rfind('@')) {
-            (Some(start), Some(at)) if at > start => {
-                format!("{}://…{}", &text[..start], &text[at..])
-            }
-            _ => text.to_owned(),
+        let (kind, url) = match text.split_once('+') {
+            Some((kind @ ("sns" | "sqs"), url)) => (format!("{kind}+"), url),
+            _ => (String::new(), text),
+        };
+        let url = Url::parse(url).ok();
+        let host = url.as_ref().and_then(|url| Some((url.scheme(), url.host_str()?, url.port())));
+        match host {
+            Some((scheme, host, Some(port))) => format!("{kind}{scheme}://{host}:{port}/…"),
+            Some((scheme, host, None)) => format!("{kind}{scheme}://{host}/…"),
+            None => "…".to_owned(),
         }
     }
 }
@@ -231,7 +234,15 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown() {
-        assert_eq!(Receiver::shown("https://user:pass@a/b?token=x"), "https://…@a/b");
-        assert_eq!(Receiver::shown("sns+https://a/b"), "sns+https://a/b");
+        let shown = Receiver::shown;
+        assert_eq!(shown("https://user:pass@a/b?token=x"), "https://a/…");
+        assert_eq!(
+            shown("https://hooks.slack.com/services/T0/B0/xyz"),
+            "https://hooks.slack.com/…"
+        );
+        assert_eq!(shown("sns+http://a:8080/b#c"), "sns+http://a:8080/…");
+        assert_eq!(shown("/secret"), "…");
+        let said = Receiver::parse("ftp://a/secret").unwrap_err();
+        assert!(!said.contains("secret"), "{said}");
     }
 }

@@ -212,9 +212,9 @@ async fn answer(app: &App, request: Request<Body>) -> Result<Answer, Problem> {
         Picture::Location(location) => {
             app.endpoint.roots().check(&location)?;
             drop(room);
-            room = Some(desk.room(most).await);
-            let endpoint = app.endpoint.clone();
-            blocking(move || endpoint.roots().read(&location, most)).await??
+            let (bytes, more) = app.endpoint.read(location, most).await??;
+            room = Some(more);
+            bytes
         }
     };
     let answer = app.endpoint.infer(bytes, &options, form, Priority::RealTime).await;

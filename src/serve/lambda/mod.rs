@@ -26,8 +26,8 @@ use self::web::Web;
 use super::http::blocking;
 use super::invocation::{Options, Picture};
 use super::metrics::Door;
-use super::signals::Signals;
-use super::{App, DoorConfig, Endpoint, EndpointConfig};
+use super::signals::{self, Signals};
+use super::{App, DoorConfig, Endpoint, EndpointConfig, PARTING};
 use crate::job::JobError;
 use crate::store::{Place, Roots};
 
@@ -71,7 +71,10 @@ pub fn serve_lambda(config: LambdaConfig) -> Result<(), JobError> {
         .max_blocking_threads(64)
         .build()
         .map_err(|error| JobError::Internal(format!("cannot start tokio: {error}")))?;
-    runtime.block_on(run(config))
+    let served = runtime.block_on(run(config));
+    // A store that does not answer is waited for by nobody.
+    runtime.shutdown_timeout(PARTING);
+    served
 }
 
 /// What the crate that speaks to Lambda would panic about.
@@ -110,8 +113,12 @@ async fn run(config: LambdaConfig) -> Result<(), JobError> {
     let workers = config.endpoint.inference.workers();
     let endpoint = Endpoint::new(config.endpoint.clone(), roots);
     // Before the first event is asked for: this is the time that Lambda gives for it.
-    if let Err(problem) = endpoint.ready().await {
-        return Err(super::why_broken(&endpoint, problem));
+    tokio::select! {
+        ready = endpoint.ready() => if let Err(problem) = ready {
+            return Err(super::why_broken(&endpoint, problem));
+        },
+        // There is nothing to finish.
+        signal = signals.next() => signals::end(signal),
     }
     let function = Arc::new(Function {
         app: App { endpoint: endpoint.clone(), doors: config.doors },

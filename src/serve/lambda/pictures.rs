@@ -53,13 +53,9 @@ impl Function {
             Picture::Bytes(bytes) => (bytes, None),
             Picture::Location(location) => {
                 endpoint.roots().check(&location)?;
-                let room = endpoint.desk().room(most).await;
-                let reader = endpoint.clone();
-                let read = {
-                    let location = location.clone();
-                    blocking(move || reader.roots().read(&location, most)).await?
-                };
-                (read.map_err(|error| of_object(options, error))?, Some(room))
+                let read = endpoint.read(location, most).await?;
+                let (bytes, room) = read.map_err(|error| of_object(options, error))?;
+                (bytes, Some(room))
             }
         };
         let answer = endpoint.infer(bytes, options, Form::Json, Priority::RealTime).await;
