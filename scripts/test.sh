@@ -312,6 +312,16 @@ documents() {
             wrong=1
         fi
     done
+    for flag in $({ "$haul" serve --help; "$haul" lambda --help; } |
+        grep -oE '^ +(-[a-z], )?--[a-z0-9-]+' | grep -oE '[a-z0-9-]{3,}$' | sort -u); do
+        flag=${flag#--}
+        # The model's and its detections' flags are those of run.
+        case $flag in help) continue ;; esac
+        if ! grep -q -- "--$flag\b" docs/serve.md && ! grep -q "^| \`${flag//-/_}\`" docs/job-file.md; then
+            echo "docs/serve.md: --$flag is missing"
+            wrong=1
+        fi
+    done
     for job in jobs/*.toml jobs/transform.json; do
         # What is printed is a job file again, and means the same.
         "$haul" run "$job" --print-config >"$work/config.toml" || wrong=1
