@@ -437,12 +437,12 @@ photographs() {
     done
 }
 
-# The binary with all of its features: killed, failing and crashing at each of its failpoints, and
-# traced.
+# The binary with all of its features: killed, failing and crashing at each of its failpoints, the
+# asynchronous door's too, and traced.
 failpoints() {
-    cargo test --locked --all-features --test failpoints --test serve_otel --no-run
+    cargo test --locked --all-features --test failpoints --test serve_async --test serve_otel --no-run
     timeout --kill-after=30 15m \
-        cargo test --locked --all-features --test failpoints --test serve_otel
+        cargo test --locked --all-features --test failpoints --test serve_async --test serve_otel
 }
 
 memcheck() {

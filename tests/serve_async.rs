@@ -605,3 +605,66 @@ fn results_go_to_a_bucket() {
         assert_eq!(bucket.keys("out/"), expected);
     });
 }
+
+/// Killed at each of the places between which something is durable that was not before.
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_kill_at_any_place_leaves_each_request_one_object() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    let names = ["pond.jpg", "sea.jpg", "none.jpg", "hills.jpg", "pond.jpg"];
+    for place in
+        ["async_accepted", "async_begun", "async_decided", "async_published", "async_ended"]
+    {
+        for passes in [0, 2] {
+            let what = format!("{place} {passes}");
+            let mut rig = Rig::new();
+            let word = format!("{place}={passes}*off->return(SIGKILL)");
+            rig.environment.push(("FAILPOINTS".to_owned(), word));
+            let mut server = rig.start();
+            let invoke = |server: &Server, index: usize| {
+                let id = format!("request-{index}");
+                let id = ("X-Amzn-SageMaker-Inference-Id", id.as_str());
+                server
+                    .invoke(&rig.input(names[index]), &[id])
+                    .header("x-amzn-sagemaker-outputlocation")
+                    .to_owned()
+            };
+            // Some are accepted, and some meet nobody.
+            let promised: Vec<Option<String>> = (0..names.len())
+                .map(|index| catch_unwind(AssertUnwindSafe(|| invoke(&server, index))).ok())
+                .collect();
+            let begun = Instant::now();
+            while server.child.try_wait().unwrap().is_none() {
+                assert!(begun.elapsed() < Duration::from_secs(30), "{what}: it was not killed");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            drop(server);
+            rig.environment.clear();
+            let server = rig.start();
+            // A client asks again for what it had no answer to; what was accepted is not run twice.
+            for (index, promised) in promised.iter().enumerate() {
+                let id = format!("request-{index}");
+                let id = ("X-Amzn-SageMaker-Inference-Id", id.as_str());
+                let answer = server.invoke(&rig.input(names[index]), &[id]);
+                let location = answer.header("x-amzn-sagemaker-outputlocation");
+                assert_eq!(answer.status, 202, "{what}");
+                assert!(promised.as_deref().is_none_or(|promised| promised == location), "{what}");
+            }
+            for index in 0..names.len() {
+                let ended = server.ended(&format!("request-{index}"));
+                let status = if names[index] == "none.jpg" { "Failed" } else { "Completed" };
+                assert_eq!(ended["Status"], status, "{what}: {ended}");
+            }
+            let objects: Vec<String> = rig.objects().into_keys().collect();
+            let expected = [
+                "request-0.out",
+                "request-1.out",
+                "request-2-error.out",
+                "request-3.out",
+                "request-4.out",
+            ];
+            assert_eq!(objects, expected, "{what}");
+        }
+    }
+}
