@@ -651,9 +651,9 @@ fn a_kill_at_any_place_leaves_each_request_one_object() {
                 assert_eq!(answer.status, 202, "{what}");
                 assert!(promised.as_deref().is_none_or(|promised| promised == location), "{what}");
             }
-            for index in 0..names.len() {
+            for (index, name) in names.iter().enumerate() {
                 let ended = server.ended(&format!("request-{index}"));
-                let status = if names[index] == "none.jpg" { "Failed" } else { "Completed" };
+                let status = if *name == "none.jpg" { "Failed" } else { "Completed" };
                 assert_eq!(ended["Status"], status, "{what}: {ended}");
             }
             let objects: Vec<String> = rig.objects().into_keys().collect();
