@@ -449,7 +449,7 @@ fn a_package_needs_no_arguments() {
     };
     let ran = Ran::of(start().output().unwrap());
     assert_eq!(ran.code, 2, "{}", ran.stderr);
-    ran.says("there is no .pt or .safetensors in it");
+    ran.says("there is no .pt, .safetensors or .haulpack in it");
     fs::copy(model(), package.path().join("shapes.safetensors")).unwrap();
     let mut child = start().spawn().unwrap();
     let event = json!({ "bytes": base64(&picture()), "name": "a.jpg" }).to_string();
