@@ -124,25 +124,30 @@ impl Rig {
         command
     }
 
-    /// Starts a server and waits until it answers.
+    /// Starts a server and waits until it answers. It has a port of its own, and says which.
     fn start(&self) -> Server {
-        // Somebody else may take the port in between: then the server ends, and has another one.
-        for _ in 0..5 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let child = self.command().args(["--port", &port.to_string()]).spawn();
-            let mut server = Server { child: child.unwrap(), port };
-            let begun = Instant::now();
-            while begun.elapsed() < Duration::from_secs(60) {
-                if server.child.try_wait().unwrap().is_some() {
-                    break;
-                }
-                if TcpStream::connect(("127.0.0.1", port)).is_ok()
-                    && server.ask("GET", "/ping", &[], b"").status == 200
-                {
+        let log = self.dir.path().join("log");
+        let child = self
+            .command()
+            .args(["--port", "0", "--log-format", "json"])
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn();
+        let mut server = Server { child: child.unwrap(), port: 0 };
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(60) {
+            let said = std::fs::read_to_string(&log).unwrap();
+            let ended = server.child.try_wait().unwrap();
+            assert!(ended.is_none(), "the server has ended: {said}");
+            let lines = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let listening = lines.into_iter().find(|line| line["message"] == "listening");
+            if let Some(line) = listening {
+                let port = line["address"].as_str().unwrap().rsplit(':').next().unwrap();
+                server.port = port.parse().unwrap();
+                if server.ask("GET", "/ping", &[], b"").status == 200 {
                     return server;
                 }
-                std::thread::sleep(Duration::from_millis(20));
             }
+            std::thread::sleep(Duration::from_millis(20));
         }
         panic!("the server does not answer");
     }
