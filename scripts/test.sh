@@ -441,8 +441,8 @@ photographs() {
 # asynchronous door's too, and traced.
 failpoints() {
     cargo test --locked --all-features --test failpoints --test serve_async --test serve_otel --no-run
-    timeout --kill-after=30 15m \
-        cargo test --locked --all-features --test failpoints --test serve_async --test serve_otel
+    timeout --kill-after=30 15m cargo test --locked --all-features --no-fail-fast \
+        --test failpoints --test serve_async --test serve_otel
 }
 
 memcheck() {
