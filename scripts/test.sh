@@ -536,6 +536,10 @@ asynchronous() {
     port=$(python3 scripts/servers/ports.py 1)
     "${HAUL_PYTHON%/*}/moto_server" -H 127.0.0.1 -p "$port" >"$work/moto.log" 2>&1 &
     queue=$!
+    for _ in $(seq 100); do
+        (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break
+        sleep 0.2
+    done
     asked_by python3 "$HAUL_PYTHON" scripts/accept_async.py --haul "$haul" --s3 \
         --sqs "http://127.0.0.1:$port" || code=$?
     kill $queue
