@@ -30,8 +30,8 @@ fn pipeline(criterion: &mut Criterion) {
     let geometry = Letterbox::new(picture.width, picture.height, imgsz, false);
     let mut letterboxer = Letterboxer::new();
     let rgb = letterboxer.run(&picture, &geometry).expect("it can be resized").to_vec();
-    let network = engine::open(Arc::new(model.network), Precision::Auto, None)
-        .expect("the engine takes the model");
+    let tier = engine::choose(Precision::Auto, None, None).expect("a CPU has a tier");
+    let network = engine::load(Arc::new(model.network), tier).expect("the engine takes the model");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
     let mut worker = network.worker().expect("a worker");
     let (width, height) = (geometry.width as usize, geometry.height as usize);

@@ -91,7 +91,7 @@ fn mistakes_are_exit_2_and_named() {
     let run = || Haul::run(photos.path(), &out);
     run().args(["--conf", "2"]).exits(2).says("--conf is 2");
     run().args(["--classes", "unicorn"]).exits(2).says("no class `unicorn`");
-    run().args(["--precision", "f16"]).exits(2).says("it is auto, f32 or bf16");
+    run().args(["--precision", "f16"]).exits(2).says("--precision f16 is for GPUs");
     run().env("HAUL_CPU_TIER", "mmx").exits(2).says("HAUL_CPU_TIER: `mmx` is no tier");
     let contradiction = run().env("HAUL_CPU_TIER", "portable").args(["--precision", "bf16"]);
     contradiction.exits(2).says("`portable` does not compute in bf16");

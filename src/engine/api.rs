@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use std::sync::Arc;
 
+use super::batch::{Batching, Lane, Slot};
 use crate::kernels::{Hook, Team};
 use crate::yolo::Candidate;
 
@@ -63,6 +64,28 @@ pub trait Engine: Send + Sync {
     /// As [`Engine::worker`].
     fn member(&self, _team: &Arc<Team>) -> Result<Box<dyn Worker>, EngineError> {
         self.worker()
+    }
+
+    /// How it wants its pictures, if in batches on devices of its own: then the pool computes
+    /// nothing, and gives it batches by [`Engine::lane`].
+    fn batching(&self) -> Option<Batching> {
+        None
+    }
+
+    /// The use of one of its devices, numbered from 0.
+    ///
+    /// # Errors
+    /// When its memory cannot be set up, or there is no such device.
+    fn lane(&self, device: usize) -> Result<Box<dyn Lane>, EngineError> {
+        Err(EngineError::Unsupported { step: format!("batches on device {device}") })
+    }
+
+    /// Memory for a picture of at most so many bytes, from which copies to its devices are fast.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    fn slot(&self, bytes: usize) -> Result<Slot, EngineError> {
+        Ok(Box::new(vec![0; bytes]))
     }
 }
 
@@ -147,9 +170,30 @@ pub enum EngineError {
         /// This CPU.
         cpu: String,
     },
+    /// Half precision was asked for on a CPU.
+    #[error("--precision f16 is for GPUs: a CPU computes in f32 or bf16 (use auto)")]
+    Half,
+    /// The device that was asked for is not to be had.
+    #[error("--device {device}: {reason}")]
+    Device {
+        /// What was asked for.
+        device: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A device has no memory left for what it is to do.
+    #[error(
+        "GPU {device} is out of memory: {needs} (does another program use it? run again when it is free; a new job may take a smaller --batch)"
+    )]
+    OutOfMemory {
+        /// Its number and name.
+        device: String,
+        /// What was needed, and for what.
+        needs: String,
+    },
     /// A job cannot go on in its numeric class here.
     #[error(
-        "the job's numeric class is `{class}`, and this CPU computes in {here} (go on where it was begun, or start over with --new or another --output; `haul doctor` lists what a CPU has)"
+        "the job's numeric class is `{class}`, and this machine computes in {here} (go on where it was begun, or start over with --new or another --output; `haul doctor` lists what a machine has)"
     )]
     Class {
         /// The job's.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::api::{Engine, EngineError};
 use super::candle::Candle;
+use super::device::{CUDA_CLASS, Device, gpus};
 use super::fused::{Fused, PackedFile};
 use crate::kernels::task::Element;
 use crate::kernels::{Cpu, Tier};
@@ -30,11 +31,14 @@ pub enum Precision {
     F32,
     /// Activations and weights in bf16, sums in single precision.
     Bf16,
+    /// Activations and weights in f16, sums in single precision; GPUs only.
+    F16,
 }
 
 impl Precision {
     /// All of them.
-    pub const ALL: [Precision; 3] = [Precision::Auto, Precision::F32, Precision::Bf16];
+    pub const ALL: [Precision; 4] =
+        [Precision::Auto, Precision::F32, Precision::Bf16, Precision::F16];
 
     /// As `--precision` names it.
     #[must_use]
@@ -43,16 +47,20 @@ impl Precision {
             Precision::Auto => "auto",
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
+            Precision::F16 => "f16",
         }
     }
 
     /// Whether a numeric class is what this asks for.
     fn takes(self, class: &str) -> bool {
+        let class = class.strip_prefix(CUDA_CLASS).unwrap_or(class);
+        let (half, brain) = (class.starts_with("f16"), class.starts_with("bf16"));
         match self {
             Precision::Auto => true,
             // All others compute in single precision: f32, f32-portable, candle-f32-….
-            Precision::F32 => !class.starts_with("bf16"),
-            Precision::Bf16 => class.starts_with("bf16"),
+            Precision::F32 => !half && !brain,
+            Precision::Bf16 => brain,
+            Precision::F16 => half,
         }
     }
 
@@ -63,8 +71,31 @@ impl Precision {
             Precision::Auto => tier != Tier::Avx512Bf16 || cpu.bf16_is_fast,
             Precision::F32 => tier.element() == Element::F32,
             Precision::Bf16 => tier.element() == Element::Bf16,
+            Precision::F16 => false,
         }
     }
+}
+
+/// What computes, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// In which precision.
+    pub precision: Precision,
+    /// Where.
+    pub device: Device,
+    /// Pictures that a GPU computes together; `None` is its engine's own choice, or the job's.
+    pub batch: Option<usize>,
+}
+
+/// What was chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Chosen {
+    /// Our kernels of this tier.
+    Kernels(Tier),
+    /// candle on the CPU: a job that was begun with it.
+    Candle,
+    /// These GPUs, by CUDA's numbers.
+    Gpus(Vec<usize>),
 }
 
 impl fmt::Display for Precision {
@@ -78,7 +109,7 @@ impl FromStr for Precision {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = Precision::ALL.into_iter().find(|precision| precision.name() == text);
-        found.ok_or_else(|| format!("`{text}` is no precision (it is auto, f32 or bf16)"))
+        found.ok_or_else(|| format!("`{text}` is no precision (it is auto, f32, bf16 or f16)"))
     }
 }
 
@@ -131,6 +162,9 @@ fn choose_on(
             }),
         };
     }
+    if precision == Precision::F16 {
+        return Err(EngineError::Half);
+    }
     let here = || usable(cpu);
     match class.filter(|class| precision.takes(class)) {
         Some(class) => {
@@ -148,36 +182,100 @@ fn choose_on(
     }
 }
 
-/// The tier of kernels for a job, as [`choose`], or `None` where the job has begun with candle and
-/// goes on with it.
+/// What computes a job: by what is asked for, by what the machine has, and, where the job exists, by
+/// its numeric `class`. A class that is not what is asked for is left aside, as in [`choose`].
+/// `notes` gets what people may want to know.
 ///
 /// # Errors
-/// [`EngineError`] when there is no such tier here.
-pub fn tier(precision: Precision, class: Option<&str>) -> Result<Option<Tier>, EngineError> {
+/// [`EngineError`] when there is no such thing here.
+pub fn decide(
+    arithmetic: &Arithmetic,
+    class: Option<&str>,
+    notes: &mut Vec<String>,
+) -> Result<Chosen, EngineError> {
+    let Arithmetic { precision, ref device, .. } = *arithmetic;
+    let class = class.filter(|class| precision.takes(class) && device.takes(class));
     let forced = forced()?;
-    match class.filter(|class| class.starts_with(CANDLE) && precision.takes(class)) {
-        Some(_) if forced.is_none() => Ok(None),
-        _ => choose(precision, class, forced).map(Some),
+    match (device, class) {
+        (Device::Cuda(wanted), _) => {
+            let missing = |reason| EngineError::Device { device: device.to_string(), reason };
+            let here = gpus().map_err(missing)?;
+            match wanted.iter().find(|&&number| !here.iter().any(|gpu| gpu.number == number)) {
+                None => return Ok(Chosen::Gpus(wanted.clone())),
+                Some(number) => {
+                    let last = here.len().saturating_sub(1);
+                    let reason = format!("there is no cuda:{number}; the last one is cuda:{last}");
+                    return Err(missing(reason));
+                }
+            }
+        }
+        (Device::Auto, Some(class)) if class.starts_with(CUDA_CLASS) => {
+            let here = |reason| format!("{} ({reason})", classes(Cpu::get()));
+            gpus().map_err(|reason| no_class(class, here(reason)))?;
+            return Ok(Chosen::Gpus(vec![0]));
+        }
+        // A tier that is forced is a CPU that is asked for.
+        (Device::Auto, None) if forced.is_none() => match gpus() {
+            Ok(_) => return Ok(Chosen::Gpus(vec![0])),
+            Err(reason) if cfg!(feature = "cuda") => notes.push(format!("on the CPU: {reason}")),
+            Err(_) => {}
+        },
+        _ => {}
     }
+    if class.is_some_and(|class| class.starts_with(CANDLE)) && forced.is_none() {
+        return Ok(Chosen::Candle);
+    }
+    choose(precision, class, forced).map(Chosen::Kernels)
 }
 
-/// The engine for a job: of the [`tier()`] for it, or candle where the job has begun with that.
+/// The engine for a job, of what was [`decide`]d for it. `imgsz` is the longest side of its inputs.
 ///
 /// # Errors
 /// [`EngineError`] when there is no such engine here, or it cannot take the network.
 pub fn open(
     network: Arc<Network>,
-    precision: Precision,
+    chosen: &Chosen,
+    arithmetic: &Arithmetic,
     class: Option<&str>,
+    imgsz: usize,
 ) -> Result<Arc<dyn Engine>, EngineError> {
-    match (tier(precision, class)?, class) {
-        (Some(tier), _) => load(network, tier),
-        (None, Some(class)) if class != Candle::class() => {
-            let also = format!("{}, {}", classes(Cpu::get()), Candle::class());
-            Err(no_class(class, also))
-        }
-        (None, _) => Ok(Arc::new(Candle::new(&network)?)),
+    match chosen {
+        Chosen::Kernels(tier) => load(network, *tier),
+        Chosen::Candle => match class {
+            Some(class) if class != Candle::class() => {
+                let also = format!("{}, {}", classes(Cpu::get()), Candle::class());
+                Err(no_class(class, also))
+            }
+            _ => Ok(Arc::new(Candle::new(&network)?)),
+        },
+        Chosen::Gpus(gpus) => on_gpus(&network, gpus, arithmetic, class, imgsz),
     }
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpus(
+    network: &Network,
+    gpus: &[usize],
+    arithmetic: &Arithmetic,
+    class: Option<&str>,
+    imgsz: usize,
+) -> Result<Arc<dyn Engine>, EngineError> {
+    let fits = |class: &&str| class.starts_with(CUDA_CLASS) && arithmetic.precision.takes(class);
+    let class = class.filter(fits);
+    Ok(Arc::new(super::candle::cuda::Cuda::new(network, gpus, arithmetic, class, imgsz)?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_gpus(
+    _: &Network,
+    gpus: &[usize],
+    _: &Arithmetic,
+    _: Option<&str>,
+    _: usize,
+) -> Result<Arc<dyn Engine>, EngineError> {
+    let device = Device::Cuda(gpus.to_vec()).to_string();
+    let reason = super::device::gpus().err().unwrap_or_default();
+    Err(EngineError::Device { device, reason })
 }
 
 /// Prepares `network` for the kernels of `tier`.

@@ -1,7 +1,8 @@
 //! Executors of the network.
 //!
 //! An [`Engine`] holds the weights and is shared; a [`Worker`] holds the working memory and
-//! belongs to one thread. Which executor it is, only [`choose()`] and [`open`] know: another one is
+//! belongs to one thread. An engine with devices of its own takes pictures in batches instead, one
+//! [`Lane`] for each device. Which executor it is, only [`choose()`] and [`open`] know: another one is
 //! added there.
 //! Everything after the last convolution (scores, boxes, NMS) is `yolo`'s and the same for all.
 //!
@@ -12,14 +13,20 @@
 //! (a test, a bench) the results are the same, only the threads are more.
 
 mod api;
+mod batch;
 pub mod candle;
 mod choose;
+mod device;
 mod fold;
 pub mod fused;
 mod head;
 
 pub use crate::kernels::{Hook, Team};
 pub use api::{Engine, EngineError, Input, NUMERICS_VERSION, Worker};
-pub use choose::{Precision, TIER_VARIABLE, choose, forced, load, load_packed, open, tier};
+pub use batch::{Answered, Batch, Batching, HostMemory, Lane, Slot};
+pub use choose::{
+    Arithmetic, Chosen, Precision, TIER_VARIABLE, choose, decide, forced, load, load_packed, open,
+};
+pub use device::{Device, Gpu, gpus};
 pub use fused::{PackedFile, Packing, form, packed};
 pub use head::{RawHead, RawLevel};

@@ -10,7 +10,7 @@ use super::memory::{Needs, Shares, divide};
 use super::pack::{self, Ready};
 use super::settings::Settings;
 use super::spec::{at_least_one, choice, defaults, megabytes, show, size, usage};
-use crate::engine::{self, Engine, Precision};
+use crate::engine::{self, Arithmetic, Chosen, Device, Engine, Precision};
 use crate::model::ModelFile;
 use crate::picture::{Limits, Truncated};
 use crate::pool::{self, Params};
@@ -30,8 +30,8 @@ pub struct Inference {
     pub max_det: usize,
     /// Longest side of the network's input; `None` is the model's own.
     pub imgsz: Option<u32>,
-    /// The network's arithmetic.
-    pub precision: Precision,
+    /// What computes the network, and how.
+    pub arithmetic: Arithmetic,
     /// Classes to keep, as given.
     pub classes: Option<Vec<String>>,
     /// Suppress across classes.
@@ -88,7 +88,7 @@ impl Inference {
         let precision = match s.precision.as_deref() {
             None => Precision::Auto,
             Some(name) => {
-                name.parse().map_err(|_| choice("precision", name, "auto, f32 or bf16"))?
+                name.parse().map_err(|_| choice("precision", name, "auto, f32, bf16 or f16"))?
             }
         };
         let truncated = match s.truncated.as_deref() {
@@ -113,7 +113,7 @@ impl Inference {
             iou: unit(s.iou, "iou")?,
             max_det: at_least_one(s.max_det, "max-det")?.unwrap_or(1),
             imgsz: s.imgsz.map(|imgsz| imgsz.next_multiple_of(32)),
-            precision,
+            arithmetic: Arithmetic { precision, device: Device::Auto, batch: None },
             classes: s.classes.clone().filter(|classes| !classes.is_empty()),
             agnostic: s.agnostic == Some(true),
             square: s.square == Some(true),
@@ -133,13 +133,14 @@ impl Inference {
     pub fn load(&self, s3: &S3Options, class: Option<&str>) -> Result<Loaded, JobError> {
         let mut notes = Vec::new();
         let file = ModelFile::find(&self.model, s3)?;
-        let Ready { engine, sha256, labels, imgsz } =
-            match pack::load(&file, self.precision, class, &mut notes)? {
-                Some(ready) => ready,
-                None => self.read(&file, class)?,
-            };
-        let own = u32::try_from(imgsz).unwrap_or(640).clamp(32, 8192);
-        let imgsz = self.imgsz.unwrap_or(own).next_multiple_of(32);
+        let chosen = engine::decide(&self.arithmetic, class, &mut notes)
+            .map_err(|error| JobError::usage(&error))?;
+        let Ready { engine, sha256, labels, imgsz } = match pack::load(&file, &chosen, &mut notes)?
+        {
+            Some(ready) => ready,
+            None => self.read(&file, &chosen, class)?,
+        };
+        let imgsz = self.longest_side(imgsz);
         let classes =
             self.classes.as_ref().map(|wanted| resolve_classes(wanted, &labels)).transpose()?;
         let numeric_class = engine.numeric_class().to_owned();
@@ -147,13 +148,26 @@ impl Inference {
         Ok(Loaded { engine, facts, notes })
     }
 
+    /// The longest side of the network's input: asked for, or the model's own.
+    fn longest_side(&self, own: usize) -> u32 {
+        let own = u32::try_from(own).unwrap_or(640).clamp(32, 8192);
+        self.imgsz.unwrap_or(own).next_multiple_of(32)
+    }
+
     /// The model from its checkpoint.
-    fn read(&self, file: &ModelFile, class: Option<&str>) -> Result<Ready, JobError> {
+    fn read(
+        &self,
+        file: &ModelFile,
+        chosen: &Chosen,
+        class: Option<&str>,
+    ) -> Result<Ready, JobError> {
         let model = file.read()?;
         let (sha256, imgsz) = (model.sha256, model.info.imgsz);
         let labels = model.network.labels.clone();
         // The engine keeps its own form of the weights; this was the last use of the file's.
-        let engine = engine::open(Arc::new(model.network), self.precision, class)
+        let side = self.longest_side(imgsz) as usize;
+        let network = Arc::new(model.network);
+        let engine = engine::open(network, chosen, &self.arithmetic, class, side)
             .map_err(|error| JobError::usage(&error))?;
         Ok(Ready { engine, sha256, labels, imgsz })
     }

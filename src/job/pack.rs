@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::exit::JobError;
-use crate::engine::{self, Engine, EngineError, PackedFile, Precision};
+use crate::engine::{self, Chosen, Engine, EngineError, PackedFile, Precision};
 use crate::model::{self, ModelError, ModelFile, Pack};
 use crate::store::{LocalStore, S3Options, Store};
 
@@ -111,14 +111,14 @@ pub(super) struct Ready {
 /// When `file` itself is a pack and of no use here. A pack that merely lies there is no error.
 pub(super) fn load(
     file: &ModelFile,
-    precision: Precision,
-    class: Option<&str>,
+    chosen: &Chosen,
     notes: &mut Vec<String>,
 ) -> Result<Option<Ready>, JobError> {
     if let Some(pack) = file.open_pack()? {
-        let ready = match engine::tier(precision, class).map_err(|e| JobError::usage(&e))? {
-            Some(tier) => map(&pack, tier).map_err(|error| error.to_string()),
-            None => Err("the job was begun with candle, which reads no packs".into()),
+        let ready = match chosen {
+            Chosen::Kernels(tier) => map(&pack, *tier).map_err(|error| error.to_string()),
+            Chosen::Candle => Err("the job was begun with candle, which reads no packs".into()),
+            Chosen::Gpus(_) => Err("it is for CPUs, and this runs on a GPU (--device)".into()),
         };
         return ready.map(Some).map_err(|reason| {
             JobError::Usage(format!(
@@ -129,8 +129,7 @@ pub(super) fn load(
         });
     }
     let Some(file) = file.local() else { return Ok(None) };
-    // What is wrong with the request is found again, and said, on the ordinary way.
-    let Ok(Some(tier)) = engine::tier(precision, class) else { return Ok(None) };
+    let &Chosen::Kernels(tier) = chosen else { return Ok(None) };
     let path = beside(file, engine::form(tier));
     if !path.exists() {
         return Ok(None);

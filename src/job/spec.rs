@@ -419,7 +419,7 @@ mod tests {
             (Settings { max_runtime: text("dawn"), ..minimal() }, "--max-runtime is `dawn`"),
             (Settings { max_runtime: text("0"), ..minimal() }, "--max-runtime is 0"),
             (Settings { identity: text("md5"), ..minimal() }, "--identity is `md5`"),
-            (Settings { precision: text("f16"), ..minimal() }, "--precision is `f16`"),
+            (Settings { precision: text("f8"), ..minimal() }, "--precision is `f8`"),
             (Settings { truncated: text("maybe"), ..minimal() }, "--truncated is `maybe`"),
             (Settings { boxes: text("cm"), ..minimal() }, "--boxes is `cm`"),
             (Settings { compress: text("xz"), ..minimal() }, "--compress is `xz`"),
