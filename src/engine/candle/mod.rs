@@ -5,6 +5,8 @@
 //! after its last reader.
 
 mod class;
+#[cfg(any(test, feature = "cuda"))]
+pub(super) mod cuda;
 mod executor;
 mod memory;
 mod worker;

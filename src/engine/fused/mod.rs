@@ -18,7 +18,7 @@ mod pack;
 mod plan;
 mod profile;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod weights;
 mod worker;
 

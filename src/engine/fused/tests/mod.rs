@@ -4,7 +4,7 @@
 //! 16 and 32 lanes, full and not. Whatever the schedule, the bits are the same; whatever the plan,
 //! a shadow of the arena ([`shadow`]) finds each number where it was left.
 
-pub(super) mod network;
+pub(in crate::engine) mod network;
 mod packing;
 mod plans;
 mod results;

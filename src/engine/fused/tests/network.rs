@@ -4,32 +4,32 @@ use crate::yolo::{Act, Network, Tensor, Weights};
 
 /// A YOLOv8 by its sizes.
 #[derive(Clone, Debug)]
-pub(in super::super) struct Recipe {
+pub(in crate::engine) struct Recipe {
     /// Channels at strides 2, 4, 8, 16, 32.
-    pub(in super::super) widths: [usize; 5],
+    pub(in crate::engine) widths: [usize; 5],
     /// Bottlenecks in layers 2, 4, 6, 8, 12, 15, 18, 21.
-    pub(in super::super) depths: [usize; 8],
+    pub(in crate::engine) depths: [usize; 8],
     /// Channels by which the halves of a C2f are wider than half of what it gives.
-    pub(in super::super) wider: usize,
-    pub(in super::super) classes: usize,
-    pub(in super::super) reg_max: usize,
-    pub(in super::super) act: fn(&str) -> Act,
+    pub(in crate::engine) wider: usize,
+    pub(in crate::engine) classes: usize,
+    pub(in crate::engine) reg_max: usize,
+    pub(in crate::engine) act: fn(&str) -> Act,
 }
 
 /// SiLU everywhere.
-pub(in super::super) fn silu(_: &str) -> Act {
+pub(in crate::engine) fn silu(_: &str) -> Act {
     Act::Silu
 }
 
 /// Every third convolution without an activation.
-pub(in super::super) fn mixed(name: &str) -> Act {
+pub(in crate::engine) fn mixed(name: &str) -> Act {
     let sum: usize = name.bytes().map(usize::from).sum();
     if sum.is_multiple_of(3) { Act::Identity } else { Act::Silu }
 }
 
 impl Recipe {
     /// A bit of everything: widths that fill no plane, deep blocks, both activations.
-    pub(in super::super) fn odd() -> Self {
+    pub(in crate::engine) fn odd() -> Self {
         Recipe {
             widths: [8, 24, 40, 100, 72],
             depths: [1, 2, 3, 1, 2, 1, 1, 3],
@@ -41,7 +41,7 @@ impl Recipe {
     }
 
     /// That, the smallest scale's shape, and some between.
-    pub(in super::super) fn all() -> Vec<Self> {
+    pub(in crate::engine) fn all() -> Vec<Self> {
         let one = [1; 8];
         let n = [1, 2, 2, 1, 1, 1, 1, 1];
         vec![
@@ -81,7 +81,7 @@ impl Recipe {
         ]
     }
 
-    pub(in super::super) fn network(&self) -> Network {
+    pub(in crate::engine) fn network(&self) -> Network {
         let mut maker = Maker { weights: Weights::new() };
         let (w, d) = (&self.widths, &self.depths);
         maker.conv("model.0", 3, w[0], 3);
@@ -114,7 +114,7 @@ impl Recipe {
 }
 
 /// Numbers in −1..1 that depend on a name only.
-pub(in super::super) fn noise(name: &str) -> impl Iterator<Item = f64> + use<> {
+pub(in crate::engine) fn noise(name: &str) -> impl Iterator<Item = f64> + use<> {
     let mut state = name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
     });

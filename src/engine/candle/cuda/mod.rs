@@ -1,0 +1,5 @@
+//! The network on NVIDIA GPUs, in batches.
+
+mod arena;
+mod layers;
+mod weights;
