@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::api::{Engine, EngineError};
 use super::candle::Candle;
-use super::device::{CUDA_CLASS, Device, gpus};
+use super::device::{CUDA_CLASS, Device, count};
 use super::fused::{Fused, PackedFile};
 use crate::kernels::task::Element;
 use crate::kernels::{Cpu, Tier};
@@ -199,11 +199,11 @@ pub fn decide(
     match (device, class) {
         (Device::Cuda(wanted), _) => {
             let missing = |reason| EngineError::Device { device: device.to_string(), reason };
-            let here = gpus().map_err(missing)?;
-            match wanted.iter().find(|&&number| !here.iter().any(|gpu| gpu.number == number)) {
+            let here = count().map_err(missing)?;
+            match wanted.iter().find(|&&number| number >= here) {
                 None => return Ok(Chosen::Gpus(wanted.clone())),
                 Some(number) => {
-                    let last = here.len().saturating_sub(1);
+                    let last = here.saturating_sub(1);
                     let reason = format!("there is no cuda:{number}; the last one is cuda:{last}");
                     return Err(missing(reason));
                 }
@@ -211,11 +211,11 @@ pub fn decide(
         }
         (Device::Auto, Some(class)) if class.starts_with(CUDA_CLASS) => {
             let here = |reason| format!("{} ({reason})", classes(Cpu::get()));
-            gpus().map_err(|reason| no_class(class, here(reason)))?;
+            count().map_err(|reason| no_class(class, here(reason)))?;
             return Ok(Chosen::Gpus(vec![0]));
         }
         // A tier that is forced is a CPU that is asked for.
-        (Device::Auto, None) if forced.is_none() => match gpus() {
+        (Device::Auto, None) if forced.is_none() => match count() {
             Ok(_) => return Ok(Chosen::Gpus(vec![0])),
             Err(reason) if cfg!(feature = "cuda") => notes.push(format!("on the CPU: {reason}")),
             Err(_) => {}
@@ -274,7 +274,7 @@ fn on_gpus(
     _: usize,
 ) -> Result<Arc<dyn Engine>, EngineError> {
     let device = Device::Cuda(gpus.to_vec()).to_string();
-    let reason = super::device::gpus().err().unwrap_or_default();
+    let reason = super::device::count().err().unwrap_or_default();
     Err(EngineError::Device { device, reason })
 }
 

@@ -96,6 +96,15 @@ pub fn gpus() -> Result<Vec<Gpu>, String> {
 #[cfg(feature = "cuda")]
 pub use super::candle::cuda::gpus;
 
+/// How many GPUs there are, or as [`gpus`] why there are none; none is opened for it.
+#[cfg(not(feature = "cuda"))]
+pub(super) fn count() -> Result<usize, String> {
+    gpus().map(|gpus| gpus.len())
+}
+
+#[cfg(feature = "cuda")]
+pub(super) use super::candle::cuda::count;
+
 #[cfg(test)]
 mod tests {
     use super::*;

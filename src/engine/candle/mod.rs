@@ -6,7 +6,7 @@
 
 mod class;
 #[cfg(any(test, feature = "cuda"))]
-pub(super) mod cuda;
+pub mod cuda;
 mod executor;
 mod memory;
 mod worker;
