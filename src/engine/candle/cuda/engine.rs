@@ -133,7 +133,7 @@ fn size(
 }
 
 fn name(element: Element, batch: usize, kind: &str) -> String {
-    let digest = Sha256::digest(format!("{kind}; {batch}").as_bytes());
+    let digest = Sha256::digest(format!("{kind}; {} {batch}", element.name()).as_bytes());
     let digest: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     format!("cuda-{}-b{batch}-{digest}", element.name())
 }
