@@ -114,11 +114,7 @@ fn size(
             Ok((lane, true)) => return Ok(Sized { lane, batch, plain }),
             Err(EngineError::OutOfMemory { .. }) if smaller && batch > 1 => batch /= 2,
             Ok((lane, false)) if !plain && lane.has_dnn() => plain = true,
-            // Also where cuDNN has no plain algorithm for some convolution.
-            Ok((_, false)) | Err(EngineError::Execute { .. }) if plain && batch > 1 && smaller => {
-                (batch, plain) = (batch / 2, false);
-            }
-            Ok((_, false)) if batch > 1 && smaller => batch /= 2,
+            Ok((_, false)) if batch > 1 && smaller => (batch, plain) = (batch / 2, false),
             Ok((lane, false)) => {
                 return Err(EngineError::Device {
                     device: lane.gpu().label(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Cuda, count};
 use crate::engine::candle::Candle;
 use crate::engine::fused::tests::network::{Recipe, noise};
-use crate::engine::{Arithmetic, Batch, Engine, Input, Precision, Slot, Worker as _};
+use crate::engine::{Arithmetic, Batch, Engine, Input, Precision, Slot};
 use crate::yolo::{Candidate, Network};
 
 const SIDE: usize = 96;
