@@ -75,6 +75,13 @@ fn all_cells_are_those_of_the_reference() {
             (Precision::F16, 0.03, 3.0),
             (Precision::Bf16, 0.2, 12.0),
         ] {
+            // Without any activation its numbers grow beyond what f16 holds.
+            if number == 4 && precision == Precision::F16 {
+                let asked = arithmetic(precision, 3);
+                let error = Cuda::new(&network, &[0], &asked, None, SIDE).err().unwrap();
+                assert!(error.to_string().contains("--precision bf16"), "{error}");
+                continue;
+            }
             let engine = open(&network, precision, 3);
             let mut lane = engine.lane(0).unwrap();
             for size in [(32, 32), (96, 64), (64, 96)] {
