@@ -7,9 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
-use haul::engine::{
-    Answered, Batch, Batching, Engine, EngineError, Input, Lane, Slot, Worker,
-};
+use haul::engine::{Answered, Batch, Batching, Engine, EngineError, Input, Lane, Slot, Worker};
 
 /// How a device fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +24,8 @@ pub(crate) enum Trouble {
     Forgets,
 }
 
-pub(crate) const TROUBLES: [Trouble; 5] = [
-    Trouble::Refuses,
-    Trouble::Loses,
-    Trouble::Exhausted,
-    Trouble::Panics,
-    Trouble::Forgets,
-];
+pub(crate) const TROUBLES: [Trouble; 5] =
+    [Trouble::Refuses, Trouble::Loses, Trouble::Exhausted, Trouble::Panics, Trouble::Forgets];
 
 /// An engine's arithmetic on devices.
 pub(crate) struct OnDevices {

@@ -28,9 +28,15 @@ fn is_named(came: &Came, trouble: Trouble) -> bool {
 }
 
 /// Runs them; gives how many failed by the trouble. All others must be as workers have them.
-fn count_failed(engine: OnDevices, around: Surroundings, asked: &[Asked], trouble: Trouble) -> usize {
+fn count_failed(
+    engine: OnDevices,
+    around: Surroundings,
+    asked: &[Asked],
+    trouble: Trouble,
+) -> usize {
     let expected = by_workers(asked);
-    let (what, lanes) = (format!("{trouble:?}, {around:?}, {:?}", engine.batching), engine.lanes.clone());
+    let (what, lanes) =
+        (format!("{trouble:?}, {around:?}, {:?}", engine.batching), engine.lanes.clone());
     let (came, _) = through(&(Arc::new(engine) as Arc<dyn Engine>), around, asked);
     let mut failed = 0;
     for (number, (came, expected)) in came.iter().zip(&expected).enumerate() {
@@ -39,7 +45,7 @@ fn count_failed(engine: OnDevices, around: Surroundings, asked: &[Asked], troubl
                 assert!(is_named(came, trouble), "{number}: {came:?}, {what}");
                 failed += 1;
             }
-            _ => assert_eq!(format!("{came:?}"), format!("{expected:?}"), "{number}, {what}"),
+            _ => assert_eq!(came, expected, "{number}, {what}"),
         }
     }
     assert_eq!(lanes.load(Ordering::SeqCst), 0, "{what}");

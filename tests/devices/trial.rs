@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use haul::engine::Engine;
 use haul::picture::{Limits, Truncated};
-use haul::pool::{
-    Analysis, Annotate, Budget, DevicesSoFar, Failure, Outcome, Params, Pool, Work,
-};
+use haul::pool::{Analysis, Annotate, Budget, DevicesSoFar, Failure, Outcome, Params, Pool, Work};
 use haul::yolo::NmsOptions;
 
 /// Nothing in these tests takes as long.
@@ -47,7 +45,7 @@ impl Asked {
 }
 
 /// What became of a picture.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Came {
     /// Everything that was found, and the drawn picture.
     Found(String),
@@ -135,7 +133,7 @@ pub(crate) fn collect(answers: &Receiver<(usize, Came)>, count: usize) -> Vec<Ca
 pub(crate) fn assert_same(came: &[Came], expected: &[Came], what: &str) {
     assert_eq!(came.len(), expected.len());
     for (number, (came, expected)) in came.iter().zip(expected).enumerate() {
-        assert_eq!(format!("{came:?}"), format!("{expected:?}"), "picture {number}, {what}");
+        assert_eq!(came, expected, "picture {number}, {what}");
     }
 }
 
