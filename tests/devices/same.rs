@@ -42,7 +42,7 @@ pub(crate) fn by_workers(asked: &[Asked]) -> Vec<Came> {
 
 #[test]
 fn answers_are_the_same_however_pictures_meet() {
-    for seed in 0..40 {
+    for seed in 0..24 {
         let mut chance = Chance(seed);
         let asked = pictures(60, chance.of(&[1, 3]), seed % 4 == 0, seed);
         let expected = by_workers(&asked);
