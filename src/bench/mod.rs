@@ -139,6 +139,7 @@ pub fn run(options: &Options) -> Result<Report, JobError> {
         report.end_to_end_pictures = run.pictures;
         report.failed_pictures = run.failed;
         report.stages_ms = Some(run.stages);
+        report.devices = run.devices;
         report.peak_memory_bytes = peak_memory();
     }
     if options.wants(Only::Model) || options.per_layer || options.latency {

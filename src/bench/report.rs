@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{Latency, Layers, Stages, Times};
 use crate::job::mib;
+use crate::pool::DevicesSoFar;
 
 /// All numbers; `null` where something was not measured.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -59,6 +60,9 @@ pub struct Report {
     pub failed_pictures: usize,
     /// Means of a picture by stage.
     pub stages_ms: Option<Stages>,
+    /// What the engine's devices did for that, if it has some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<DevicesSoFar>,
     /// One picture at a time: on one thread, and on as many as there are workers.
     pub latency_ms: Option<Vec<Latency>>,
     /// Op by op.
@@ -110,6 +114,15 @@ impl Report {
                 stages.boxes,
                 stages.idle,
                 stages.fetch
+            ));
+        }
+        if let Some(devices) = &self.devices {
+            line(format_args!(
+                "{:<22}busy {:.1} %, batches of {} {:.1} % full",
+                "devices",
+                100.0 * devices.utilisation(),
+                devices.batch,
+                100.0 * devices.fullness()
             ));
         }
         if self.failed_pictures > 0 {

@@ -15,7 +15,7 @@ use super::phases::{self, Phase};
 use super::problem::Problem;
 use crate::job::{BoxUnit, Inference, JobError, Loaded, ModelFacts, size_fault, write_detections};
 use crate::picture::Encoding;
-use crate::pool::{Annotate, Budget, Failure, Idle, Params, Pool, Spent};
+use crate::pool::{Annotate, Budget, Failure, Idle, Params, Pool, Spent, places};
 use crate::store::{Key, RootError, Roots, S3Options};
 
 /// After a model could not be loaded, the next request tries again this much later.
@@ -287,9 +287,10 @@ impl Endpoint {
         let Loaded { engine, facts, mut notes } = loaded;
         notes.extend(shares.note);
         let workers = shares.workers;
-        let pool = Pool::start(&engine, workers, workers).map_err(JobError::Internal)?;
+        let places = places(&*engine, workers);
+        let pool = Pool::start(&engine, workers, places, facts.imgsz as usize)?;
         let budget = Budget::new(shares.free, shares.reserve);
-        self.desk.open(Some(Counter { queue: pool.queue(), budget, workers }));
+        self.desk.open(Some(Counter { queue: pool.queue(), places, budget, workers }));
         Ok(Ready {
             params: inference.params(&facts),
             unit: inference.boxes,
@@ -434,6 +435,11 @@ impl Endpoint {
                 self.suspect.store(true, Ordering::Relaxed);
                 tracing::error!(error = %text, "a worker failed");
                 Err(Problem::internal(text))
+            }
+            Err(Failure::Exhausted(text)) => {
+                self.suspect.store(true, Ordering::Relaxed);
+                tracing::error!(error = %text, "a device is out of memory");
+                Err(Problem::passing(text))
             }
             Err(Failure::Cancelled) => Err(Problem::internal("nobody waited for it any more")),
         }
