@@ -79,15 +79,18 @@ static const char *silence(void) { return "no " SONAME; }
 __attribute__((used)) static void *resolve(long index) {
     pthread_once(&once, open_library);
     void *target = library ? dlsym(library, functions[index].name) : NULL;
-    if (!target) {
-        if (library && debug()) fprintf(stderr, "haul: " SONAME " has no %s\n", functions[index].name);
+    int found = target != NULL;
+    if (!found) {
         switch (functions[index].kind) {
         case size: target = (void *)nothing; break;
         case text: target = (void *)silence; break;
         case status: target = library ? (void *)lacking : (void *)absent; break;
         }
     }
-    __atomic_store_n(&targets[index], target, __ATOMIC_RELEASE);
+    void *before = __atomic_exchange_n(&targets[index], target, __ATOMIC_ACQ_REL);
+    // Once, whichever thread was first.
+    if (!found && library && !before && debug())
+        fprintf(stderr, "haul: " SONAME " has no %s\n", functions[index].name);
     return target;
 }
 
