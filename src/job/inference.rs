@@ -273,9 +273,9 @@ pub fn arithmetic(
         Some(name) => name.parse().map_err(|reason| usage(format!("--device: {reason}")))?,
     };
     match batch {
-        Some(batch) if !(1..=MOST_TOGETHER).contains(&batch) => Err(usage(format!(
-            "--batch is {batch}; it lies between 1 and {MOST_TOGETHER}"
-        ))),
+        Some(batch) if !(1..=MOST_TOGETHER).contains(&batch) => {
+            Err(usage(format!("--batch is {batch}; it lies between 1 and {MOST_TOGETHER}")))
+        }
         batch => Ok(Arithmetic { precision, device, batch }),
     }
 }

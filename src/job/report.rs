@@ -406,7 +406,8 @@ mod tests {
 
     #[test]
     fn gpus_are_named() {
-        let mut report = Report { pictures: 5, workers: 2, device: "cpu".into(), ..Report::default() };
+        let mut report =
+            Report { pictures: 5, workers: 2, device: "cpu".into(), ..Report::default() };
         assert!(report.text().contains(" 2 workers, class "), "{}", report.text());
         report.device = "cuda:0,1".into();
         assert!(report.text().contains(" 2 workers, cuda:0,1, class "), "{}", report.text());
