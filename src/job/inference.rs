@@ -295,7 +295,8 @@ pub(crate) fn about_batch(
             "--batch {asked} is left aside: the job was begun with batches of {together}"
         )),
         Some(together) => Some(format!(
-            "batches of {together} instead of {asked}: more do not fit into the GPU's memory"
+            "batches of {together} instead of {asked}: larger ones do not fit into the GPU's memory, or \
+             give a picture other bits by its place in them"
         )),
     }
 }
