@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{Latency, Layers, Stages, Times, end_to_end};
 use crate::job::{mib, peak};
+use crate::pool::DevicesSoFar;
 
 /// All numbers; `null` where something was not measured.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -70,6 +71,9 @@ pub struct Report {
     pub failed_pictures: usize,
     /// Means of a picture by stage.
     pub stages_ms: Option<Stages>,
+    /// What the engine's devices did for that, if it has some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<DevicesSoFar>,
     /// One picture at a time: on one thread, and on as many as there are workers. On a GPU in a batch
     /// that is padded to its size.
     pub latency_ms: Option<Vec<Latency>>,
@@ -86,6 +90,7 @@ impl Report {
         self.end_to_end_pictures = run.pictures;
         self.failed_pictures = run.failed;
         self.stages_ms = Some(run.stages);
+        self.devices = run.devices;
         self.peak_memory_bytes = peak();
     }
 
@@ -141,6 +146,15 @@ impl Report {
                 stages.boxes,
                 stages.idle,
                 stages.fetch
+            ));
+        }
+        if let Some(devices) = &self.devices {
+            line(format_args!(
+                "{:<22}busy {:.1} %, batches of {} {:.1} % full",
+                "devices",
+                100.0 * devices.utilisation(),
+                devices.batch,
+                100.0 * devices.fullness()
             ));
         }
         if self.failed_pictures > 0 {

@@ -98,7 +98,8 @@ pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
             && !out.contains(&object.key)
     });
     let shares = shares(spec, &loaded, source.ahead())?;
-    let pool = Pool::start(&loaded.engine, shares.workers, 2).map_err(JobError::Internal)?;
+    let side = loaded.facts.imgsz as usize;
+    let pool = Pool::start(&loaded.engine, shares.workers, 2, side)?;
     let params = Arc::new(pool_params(spec, &loaded.facts));
     let budget = Budget::new(shares.free, shares.reserve);
     let (probed, rate) = probe(&pool, &params, &budget, &*source, &sample.kept);

@@ -232,9 +232,15 @@ impl Inference {
     /// [`JobError::Usage`] when not even one worker fits.
     pub fn shares(&self, loaded: &Loaded, answers: u64) -> Result<Shares, JobError> {
         let side = loaded.facts.imgsz as usize;
+        // Where devices compute, their memory is their own.
+        let network = match loaded.engine.batching() {
+            None => loaded.engine.scratch_bytes(side, side),
+            Some(_) => 0,
+        };
         let needs = Needs {
             weights: loaded.engine.weight_bytes(),
-            arena: loaded.engine.scratch_bytes(side, side) + pool::kept_bytes(side),
+            arena: network + pool::kept_bytes(side),
+            slots: pool::slot_bytes(&*loaded.engine, side),
             parts: answers,
             picture: self.limits.max_memory,
         };

@@ -16,7 +16,7 @@ use super::problem::Problem;
 use crate::engine::Device;
 use crate::job::{BoxUnit, Inference, JobError, Loaded, ModelFacts, size_fault, write_detections};
 use crate::picture::Encoding;
-use crate::pool::{Annotate, Budget, Failure, Idle, Params, Pool, Spent};
+use crate::pool::{Annotate, Budget, Failure, Idle, Params, Pool, Spent, places};
 use crate::store::{Key, RootError, Roots, S3Options};
 
 /// After a model could not be loaded, the next request tries again this much later.
@@ -290,9 +290,10 @@ impl Endpoint {
         let Loaded { engine, device, facts, remarks, notes } = loaded;
         let notes = remarks.into_iter().chain(notes).chain(shares.note).collect();
         let workers = shares.workers;
-        let pool = Pool::start(&engine, workers, workers).map_err(JobError::Internal)?;
+        let places = places(&*engine, workers);
+        let pool = Pool::start(&engine, workers, places, facts.imgsz as usize)?;
         let budget = Budget::new(shares.free, shares.reserve);
-        self.desk.open(Some(Counter { queue: pool.queue(), budget, workers }));
+        self.desk.open(Some(Counter { queue: pool.queue(), places, budget, workers }));
         Ok(Ready {
             params: inference.params(&facts),
             unit: inference.boxes,
@@ -438,6 +439,11 @@ impl Endpoint {
                 self.suspect.store(true, Ordering::Relaxed);
                 tracing::error!(error = %text, "a worker failed");
                 Err(Problem::internal(text))
+            }
+            Err(Failure::Exhausted(text)) => {
+                self.suspect.store(true, Ordering::Relaxed);
+                tracing::error!(error = %text, "a device is out of memory");
+                Err(Problem::passing(text))
             }
             Err(Failure::Cancelled) => Err(Problem::internal("nobody waited for it any more")),
         }
