@@ -74,8 +74,8 @@ mod tests {
                 ..Default::default()
             },
             workers: None,
-            seconds: 0.2,
-            only: Some(Only::Model),
+            seconds: 0.3,
+            only: None,
             per_layer: false,
             latency: true,
         };
@@ -84,14 +84,16 @@ mod tests {
         let double = Double::default();
         let begun = double.begun.clone();
         let engine: Arc<dyn Engine> = Arc::new(double);
-        let mut report = Report { device: device.to_string(), ..Report::default() };
+        let mut report = Report { device: device.to_string(), workers: 2, ..Report::default() };
         let opened = Duration::from_millis(500);
         measure(&mut report, &options, &engine, opened, &params, &files).unwrap();
 
         assert_eq!((report.batch, report.numeric_class.as_str()), (Some(4), "double"));
         assert!(report.warm_up_seconds.unwrap() > 0.5, "{:?}", report.warm_up_seconds);
         assert!(report.model_images_per_second.unwrap() > 1.0);
-        assert!(report.end_to_end_images_per_second.is_none());
+        assert!(report.end_to_end_images_per_second.unwrap() > 1.0 && report.failed_pictures == 0);
+        let devices = report.devices.unwrap();
+        assert_eq!((devices.devices, devices.batch), (2, 4));
         let latency = &report.latency_ms.as_ref().unwrap()[0];
         assert!(latency.threads == 1 && latency.whole.count > 0, "{latency:?}");
         // The double takes two milliseconds for a batch, of four or of one.
@@ -101,7 +103,12 @@ mod tests {
         assert!(alone >= latency.whole.count && alone < begun.len(), "{alone} of {}", begun.len());
         assert!(report.notes[0].contains("batches of 4 instead of 64"), "{:?}", report.notes);
         let text = report.text();
-        for words in ["batches of 4, class double, on cuda:0,1", "warm-up", "one at a time"] {
+        for words in [
+            "from files to boxes",
+            "batches of 4, class double, on cuda:0,1",
+            "warm-up",
+            "one at a time",
+        ] {
             assert!(text.contains(words), "{words} is not in {text}");
         }
         assert!(!text.contains("peak of one core"), "{text}");

@@ -196,7 +196,7 @@ impl Inference {
         let side = self.longest_side(imgsz) as usize;
         let network = Arc::new(model.network);
         let engine = engine::open(network, chosen, arithmetic, class, side)
-            .map_err(|error| JobError::usage(&error))?;
+            .map_err(|error| unopened(&error, class.is_some()))?;
         Ok(Ready { engine, sha256, labels, imgsz })
     }
 
@@ -245,6 +245,17 @@ impl Inference {
             picture: self.limits.max_memory,
         };
         divide(self.memory_budget, self.workers(), needs)
+    }
+}
+
+/// Why there is no engine, for a job that was `begun` or for a new one.
+fn unopened(error: &EngineError, begun: bool) -> JobError {
+    match JobError::usage(error) {
+        // What has fitted before will do so again, once others have given back what they took.
+        JobError::Usage(text) if begun && matches!(error, EngineError::OutOfMemory { .. }) => {
+            JobError::Exhausted(text)
+        }
+        error => error,
     }
 }
 
@@ -328,4 +339,54 @@ pub fn resolve_classes(wanted: &[String], labels: &[String]) -> Result<Vec<u32>,
     classes.sort_unstable();
     classes.dedup();
     Ok(classes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Exit;
+
+    fn on(device: Device) -> Inference {
+        let settings = Settings { model: Some("/m.pt".into()), ..Settings::default() };
+        let inference = Inference::new(settings).unwrap();
+        let arithmetic = Arithmetic { device, batch: Some(64), ..inference.arithmetic };
+        Inference { arithmetic, ..inference }
+    }
+
+    #[test]
+    fn a_job_that_exists_has_its_own_batch() {
+        let decided = |class| on(Device::Cpu).decide(class, &mut Vec::new()).unwrap();
+        assert_eq!(decided(None).0.batch, Some(64));
+        let (arithmetic, chosen) = decided(Some("f32-portable"));
+        assert_eq!((arithmetic.batch, device(&chosen)), (None, Device::Cpu));
+    }
+
+    #[test]
+    fn a_device_of_another_run_is_left_where_it_is_not_here() {
+        let elsewhere = on(Device::Cuda(vec![9999]));
+        let mut remarks = Vec::new();
+        assert!(elsewhere.decide(Some("f32-portable"), &mut remarks).is_err());
+        let inherited = Inference { device_is_inherited: true, ..elsewhere };
+        let (arithmetic, chosen) = inherited.decide(Some("f32-portable"), &mut remarks).unwrap();
+        assert_eq!((arithmetic.device, device(&chosen)), (Device::Auto, Device::Cpu));
+        assert!(remarks[0].starts_with("not on cuda:9999, as before: "), "{remarks:?}");
+    }
+
+    #[test]
+    fn what_is_said_of_a_batch_is_what_became_of_it() {
+        let said = |asked, together, begun| about_batch(asked, together, begun).unwrap_or_default();
+        assert_eq!(said(None, Some(32), true), "");
+        assert_eq!(said(Some(32), Some(32), false), "");
+        assert!(said(Some(8), None, false).contains("--batch 8 is for GPUs"));
+        assert!(said(Some(8), Some(32), true).contains("begun with batches of 32"));
+        assert!(said(Some(64), Some(32), false).starts_with("batches of 32 instead of 64: "));
+    }
+
+    #[test]
+    fn a_full_gpu_is_a_passing_fault_for_what_has_fitted_before() {
+        let full = EngineError::OutOfMemory { device: "0".into(), needs: "8 MiB".into() };
+        assert_eq!(unopened(&full, true).exit(), Exit::Interrupted);
+        assert_eq!(unopened(&full, false).exit(), Exit::Refused);
+        assert_eq!(unopened(&EngineError::Half, true).exit(), Exit::Refused);
+    }
 }
