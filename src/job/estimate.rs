@@ -21,7 +21,7 @@ use super::spec::Spec;
 use super::strikes::quarantined;
 use super::terminal::Terminal;
 use crate::pool::{Budget, Pool, Work};
-use crate::store::{Key, Listed, Object, Source, sha256};
+use crate::store::{Key, Listed, Object, Source, one_line, sha256};
 
 /// Pictures kept for the probe, spread over the whole listing.
 const SAMPLE: usize = 32;
@@ -52,6 +52,7 @@ pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
     // A job that is there already goes on in its own arithmetic.
     let job = Manifest::new(open_output(&spec.output, &spec.s3)).job()?;
     let loaded = load_model(spec, job.as_ref().and_then(numeric_class))?;
+    loaded.remarks.iter().for_each(|remark| terminal.say(&one_line(remark)));
     let source = open_source(spec, None)?;
     let names = Names::new(spec)?;
     let resolved = resolve(&spec.since, &spec.output, &spec.s3)?;

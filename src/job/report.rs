@@ -117,6 +117,8 @@ pub struct Report {
     pub images_per_second: f64,
     /// Worker threads.
     pub workers: usize,
+    /// Where the network ran: `cpu`, or the GPUs, as `--device` names them.
+    pub device: String,
     /// The engine's numeric class.
     pub numeric_class: String,
     /// Thread-seconds by stage.
@@ -301,8 +303,13 @@ impl Report {
             let before = (mine.0 + mine.1).saturating_sub(self.pictures);
             let before =
                 if before > 0 { format!(" ({before} were done before)") } else { String::new() };
+            // A class of CPUs says so itself.
+            let on = match self.device.as_str() {
+                "" | "cpu" => String::new(),
+                gpus => format!(", {gpus}"),
+            };
             line(format_args!(
-                "{} pictures in {:.1} s{before}, {:.2} images/s, {} workers, class {}",
+                "{} pictures in {:.1} s{before}, {:.2} images/s, {} workers{on}, class {}",
                 self.pictures,
                 self.seconds,
                 self.images_per_second,
@@ -441,6 +448,15 @@ mod tests {
         report.judge();
         assert!((report.waiting - 0.025).abs() < 1e-9, "{}", report.waiting);
         assert!(report.text().contains("; waiting for pictures 0.50 (2.5 %)\n"));
+    }
+
+    #[test]
+    fn gpus_are_named() {
+        let mut report =
+            Report { pictures: 5, workers: 2, device: "cpu".into(), ..Report::default() };
+        assert!(report.text().contains(" 2 workers, class "), "{}", report.text());
+        report.device = "cuda:0,1".into();
+        assert!(report.text().contains(" 2 workers, cuda:0,1, class "), "{}", report.text());
     }
 
     #[test]

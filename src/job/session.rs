@@ -405,6 +405,7 @@ pub fn open_on(
         Mode::Run | Mode::Resume => manifest.job()?,
     };
     let mut loaded = load(&spec, before.as_ref().and_then(numeric_class))?;
+    loaded.remarks.iter().for_each(|remark| terminal.say(&one_line(remark)));
     loaded.notes.iter().for_each(|note| terminal.detail(note));
     // Before anything is written; what the source reads ahead of time comes to little more.
     shares(&spec, &loaded, 1)?;

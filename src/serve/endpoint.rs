@@ -13,6 +13,7 @@ use super::invocation::{Form, Options};
 use super::metrics::Metrics;
 use super::phases::{self, Phase};
 use super::problem::Problem;
+use crate::engine::Device;
 use crate::job::{BoxUnit, Inference, JobError, Loaded, ModelFacts, size_fault, write_detections};
 use crate::picture::Encoding;
 use crate::pool::{Annotate, Budget, Failure, Idle, Params, Pool, Spent, places};
@@ -92,6 +93,8 @@ pub struct Ready {
     pub unit: BoxUnit,
     /// Workers.
     pub workers: usize,
+    /// Where the network runs.
+    pub device: Device,
     /// What the memory budget is.
     pub budget: u64,
     /// What there is to say about the model and the workers.
@@ -284,8 +287,8 @@ impl Endpoint {
         let EndpointConfig { inference, s3, .. } = &self.config;
         let loaded = inference.load(s3, None)?;
         let shares = inference.shares(&loaded, 0)?;
-        let Loaded { engine, facts, mut notes } = loaded;
-        notes.extend(shares.note);
+        let Loaded { engine, device, facts, remarks, notes } = loaded;
+        let notes = remarks.into_iter().chain(notes).chain(shares.note).collect();
         let workers = shares.workers;
         let places = places(&*engine, workers);
         let pool = Pool::start(&engine, workers, places, facts.imgsz as usize)?;
@@ -296,6 +299,7 @@ impl Endpoint {
             unit: inference.boxes,
             facts,
             workers,
+            device,
             budget: shares.budget,
             notes,
             setup: begun.elapsed(),

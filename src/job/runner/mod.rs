@@ -237,6 +237,7 @@ impl<'a> Dispatcher<'a> {
             output: spec.output.to_string(),
             annotated: spec.annotate.as_ref().map(Place::to_string),
             workers: shares.workers,
+            device: session.loaded.device.to_string(),
             numeric_class: facts.numeric_class.clone(),
             memory_budget: shares.budget,
             ..Report::default()
