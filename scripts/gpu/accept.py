@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """See on a GPU what can only be seen on one; accept.sh starts this.
 
-Steps, in this order: doctor, parity, neighbours, killed, files, absent, memory. README.md says what each proves.
+Steps, in this order: doctor, parity, neighbours, absent, killed, files, memory. README.md says what each proves.
 Every run of haul has a time limit, and so has the whole; what there was no time for is SKIPped by name.
 Needs python3 with numpy, and torch for a part of `memory`.
 """
@@ -57,7 +57,7 @@ class Accept:
 
     def say(self, mark, name, words):
         self.results.append((mark, name, words))
-        line = f"{mark:<5} {name}: {words}"  # TRIED is the longest
+        line = f"{mark:<5} {name}: {words}"
         print(line, flush=True)
         self.haul.write(line)
 
@@ -480,7 +480,7 @@ class Hog:
             self.child.wait()
 
 
-STEPS = ["doctor", "parity", "neighbours", "killed", "files", "absent", "memory"]
+STEPS = ["doctor", "parity", "neighbours", "absent", "killed", "files", "memory"]
 
 
 def arguments():
@@ -500,6 +500,7 @@ def arguments():
     parser.add_argument("--imgsz", type=int, default=640, help="the model's input, to scale errors by")
     parser.add_argument("--budget", type=float, default=540, help="seconds for everything (540)")
     parser.add_argument("--out", default=os.environ.get("OUT") or "gpu-results")
+    parser.add_argument("--name", default="accept", help="of the files with the results")
     args = parser.parse_args()
     if args.dry:
         args.device = "cpu"
@@ -512,7 +513,7 @@ def main():
     args = arguments()
     out = Path(args.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    log_path = out / "accept-log.txt"
+    log_path = out / f"{args.name}-log.txt"
     with tempfile.TemporaryDirectory(prefix="haul-accept-") as work, open(log_path, "w") as log:
         run = Accept(args, Path(work), log)
         for step in args.only or STEPS:
@@ -531,11 +532,11 @@ def main():
                       f"device {args.device}, {len(run.names)} pictures", "",
                       *(f"{mark:<5} {name}: {words}" for mark, name, words in run.results), "",
                       f"{counts['PASS']} passed, {counts['TRIED']} tried, {counts['FAIL']} failed, {counts['SKIP']} skipped: {title}", ""])
-    (out / "accept-summary.txt").write_text(text)
-    (out / "accept.json").write_text(json.dumps({"dry": not run.gpu, "arguments": vars(args), "results": run.results,
+    (out / f"{args.name}-summary.txt").write_text(text)
+    (out / f"{args.name}.json").write_text(json.dumps({"dry": not run.gpu, "arguments": vars(args), "results": run.results,
                                                  "numbers": run.numbers}, indent=1, default=float) + "\n")
     # One small file, also where thousands of lines were logged.
-    with tarfile.open(out / "accept-log.tar.gz", "w:gz") as archive:
+    with tarfile.open(out / f"{args.name}-log.tar.gz", "w:gz") as archive:
         archive.add(log_path, log_path.name)
     log_path.unlink()
     print(f"\n{text}results in {out}")

@@ -27,12 +27,14 @@ import os
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
 
 import network
 import torch
+import torch._dynamo
 from machine import Haul, about, card, cores
 
 SIDE = 640
@@ -195,8 +197,8 @@ def matrix_rate(device, dtype, seconds):
 
 
 class Bench:
-    def __init__(self, args, out, log):
-        self.args, self.out, self.log = args, out, log
+    def __init__(self, args, out, work, log):
+        self.args, self.out, self.work, self.log = args, out, work, log
         self.device = torch.device(args.device)
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         self.haul = Haul(args.binary, log)
@@ -223,74 +225,85 @@ class Bench:
     def path(self, model):
         """The model's file; synthetic ones are made where they are not there yet."""
         if not model.startswith("synthetic-"):
-            return converted(self.haul, model, self.out)
-        path = Path(self.args.work or self.out) / f"{model}.safetensors"
-        if not path.exists():
-            network.synthetic(model[-1], path, self.pictures[:4 if self.args.dry else 16].numpy(), self.device)
+            return converted(self.haul, model, self.work)
+        path = self.work / f"{model}.safetensors"
+        network.synthetic(model[-1], path, self.pictures[:4 if self.args.dry else 16].numpy(), self.device)
         return str(path)
 
     def contestants(self, path, batch):
-        """(name, precision, a function that makes one)."""
-        haul = [(f"haul {p}", p, lambda p=p: HaulBench(self.haul, path, self.args, batch, p)) for p in self.args.precisions]
-        name = str(self.dtype).removeprefix("torch.float").replace("32", "f32").replace("16", "f16")
-        return haul + [(f"PyTorch {mode}", name, lambda mode=mode, kind=kind: self.torch(path, batch, mode, kind))
-                       for mode in ["eager", *self.args.compile] for kind in (Whole, DeviceOnly)]
+        """Each as (row of the table, a function that makes what takes its turns)."""
+        every = []
 
-    def torch(self, path, batch, mode, kind):
-        rows = self.ready.get(mode)
-        if rows is None:
-            rows = network.Rows(network.load(path), SIDE, SIDE, self.dtype, self.device)
+        def add(name, mode, precision, kind, make):
+            every.append(({"name": name, "mode": mode, "precision": precision, "beside": kind.beside, "rates": [],
+                           "why": "no time left"}, make))
+
+        for precision in self.args.precisions:
+            add(f"haul {precision}", "haul", precision, HaulBench,
+                lambda precision=precision: HaulBench(self.haul, path, self.args, batch, precision))
+        precision = {torch.float16: "f16", torch.float32: "f32"}[self.dtype]
+        for mode in ["eager", *self.args.compile]:
+            name = f"PyTorch {precision}, {mode if mode == 'eager' else f'compile ({mode})'}"
+            for kind in (Whole, DeviceOnly):
+                add(name, mode, precision, kind,
+                    lambda mode=mode, kind=kind: kind(self.rows(path, mode), self.pictures, batch, self.device,
+                                                      keep=mode in ("reduce-overhead", "max-autotune")))
+        return every
+
+    def rows(self, path, mode):
+        """PyTorch's function from pictures to rows, one for both ways to measure it."""
+        if mode not in self.ready:
+            # Parameters are ordinary tensors, which every compiler knows.
+            with torch.inference_mode(False):
+                rows = network.Rows(network.load(path), SIDE, SIDE, self.dtype, self.device)
             if mode != "eager":
                 rows = torch.compile(rows, mode=mode, dynamic=False, fullgraph=True)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()  # other streams will read the weights
             self.ready[mode] = rows
-        return kind(rows, self.pictures, batch, self.device, keep=mode in ("reduce-overhead", "max-autotune"))
+        return self.ready[mode]
 
     def section(self, model, path, batch, end):
         """One batch size: everybody warmed up, then rounds until the time for it is over."""
-        self.ready = {}
-        torch._dynamo.reset()
-        rows, took = [], {}
-        for name, precision, make in self.contestants(path, batch):
-            row = {"name": name, "precision": precision, "beside": None, "rates": [], "why": None}
-            mode = name.split(" ", 1)[1]
-            rows.append(row)
-            start = time.monotonic()
-            if mode in self.compiling and mode not in self.ready and end - start < 1.3 * self.compiling[mode]:
+        self.ready, running, took = {}, [], {}
+        torch._dynamo.reset()  # compiled for another batch size
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        every = self.contestants(path, batch)
+        for row, make in every:
+            mode, start = row["mode"], time.monotonic()
+            # The last time tells how long it takes to compile; the first has the time it wants.
+            if mode in self.args.compile and mode not in self.ready and end - start < self.compiling.get(mode, 0):
                 row["why"] = f"no time left to compile it ({self.compiling[mode]:.0f} s the last time)"
                 continue
-            if mode not in ("eager", *self.args.precisions) and mode not in self.ready and end < start:
-                row["why"] = "no time left"
-                continue
             try:
-                row["it"] = make()
-                row["beside"] = row["it"].beside
-                row["it"].warm()
+                it = make()
+                it.warm()
+                running.append((row, it))
             except Exception as error:  # One that cannot run must not end the others.
                 row["why"] = first(error)
                 self.log.write(traceback.format_exc())
-                row.pop("it", None)
             took[mode] = took.get(mode, 0) + time.monotonic() - start
         self.compiling |= {mode: seconds for mode, seconds in took.items() if mode in self.args.compile}
-        row_of = [row for row in rows if "it" in row]
-        self.say(f"{model}, batch {batch}: ready; {', '.join(f'{k} {v:.1f} s' for k, v in took.items())}")
+        self.say(f"{model}, batch {batch}: ready; {', '.join(f'{mode} {s:.1f} s' for mode, s in took.items())}")
         rates, state = [], []
         for number in range(self.args.rounds):
             if number >= 2 and time.monotonic() > end or number and self.left() < 30:
                 break
             rates.append(matrix_rate(self.device, self.dtype, self.args.seconds / 2))
-            turn = number % len(row_of)
-            for row in row_of[turn:] + row_of[:turn]:
+            turn = number % max(len(running), 1)
+            for row, it in running[turn:] + running[:turn]:
                 try:
-                    rate = row["it"].turn(self.args.seconds)
+                    rate = it.turn(self.args.seconds)
                 except Exception as error:
                     row["why"], rate = first(error), None
                     self.log.write(traceback.format_exc())
                 row["rates"].append(rate)
             state.append(card())
-        for row in row_of:
-            row["haul"] = getattr(row["it"], "last", None) or None
-            row["found"] = getattr(row.pop("it"), "found", None)
-        return {"model": model, "batch": batch, "gflop": self.gflop, "matrix_tflops": rates, "card": state, "rows": rows}
+        for row, it in running:
+            row["haul"] = getattr(it, "last", None)
+        return {"model": model, "batch": batch, "gflop": self.gflop, "matrix_tflops": rates, "card": state,
+                "rows": [row for row, _ in every]}
 
     def model(self, model, end):
         path = self.path(model)
@@ -338,7 +351,7 @@ def markdown(result):
               "copies and filter.", ""]
     for section in result["sections"]:
         matrix = [rate for rate in section["matrix_tflops"] if rate]
-        lines += [f"## {section['model']}, batch {section['batch']}", "",
+        lines += [f"## {Path(section['model']).name}, batch {section['batch']}", "",
                   f"{section['gflop']:.3f} GFLOP a picture. The card's matrix rate in the same rounds: "
                   f"{spread(matrix, 2)} TFLOP/s." if matrix else "No round was finished.", ""]
         bases = [row for row in section["rows"] if row["name"].startswith("haul") and any(row["rates"])]
@@ -347,8 +360,7 @@ def markdown(result):
                   "| --- | --- | ---: | ---: | ---: | ---: |" + " ---: |" * len(bases)]
         for row in section["rows"]:
             rates = [rate for rate in row["rates"] if rate]
-            kind = {True: "host", False: "device"}.get(row["beside"], "")
-            title = row["name"] + ("" if row["name"].startswith("haul") else f" {row['precision']}")
+            kind, title = "host" if row["beside"] else "device", row["name"]
             if not rates:
                 lines.append(f"| {title} | {kind} | not run: {row['why']} |" + " |" * (3 + len(bases)))
                 continue
@@ -376,7 +388,6 @@ def arguments():
     parser.add_argument("--seconds", type=float, default=1.5, help="of each turn")
     parser.add_argument("--budget", type=float, default=540, help="seconds for everything (540)")
     parser.add_argument("--out", default=os.environ.get("OUT") or "gpu-results")
-    parser.add_argument("--work", help="where synthetic models are kept, which are large (--out)")
     parser.add_argument("--name", default="bench", help="of the files with the results")
     parser.add_argument("--dry", action="store_true",
                         help="on the CPU, briefly, in f32: tries the script, proves nothing of a GPU")
@@ -398,8 +409,9 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     if args.device != "cpu" and not torch.cuda.is_available():
         sys.exit("PyTorch sees no GPU here (--dry tries the script on the CPU)")
-    with open(out / f"{args.name}-log.txt", "w") as log, torch.inference_mode():
-        bench = Bench(args, out, log)
+    with tempfile.TemporaryDirectory(prefix="haul-bench-") as work, torch.inference_mode(), \
+            open(out / f"{args.name}-log.txt", "w") as log:
+        bench = Bench(args, out, Path(work), log)
         for index, model in enumerate(args.models):
             share = bench.left() / (len(args.models) - index)
             bench.model(model, time.monotonic() + share)
