@@ -251,6 +251,10 @@ impl Inference {
 /// Why there is no engine, for a job that was `begun` or for a new one.
 fn unopened(error: &EngineError, begun: bool) -> JobError {
     match JobError::usage(error) {
+        // A device that fails while it is tried is nobody's mistake.
+        JobError::Usage(text) if matches!(error, EngineError::Execute { .. }) => {
+            JobError::Internal(text)
+        }
         // What has fitted before will do so again, once others have given back what they took.
         JobError::Usage(text) if begun && matches!(error, EngineError::OutOfMemory { .. }) => {
             JobError::Exhausted(text)
