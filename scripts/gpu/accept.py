@@ -308,8 +308,11 @@ class Accept:
     def memory_step(self):
         # Many pictures and large ones; nothing is wrong where a large card takes them all.
         few = ["--imgsz", "1280", "--limit", "40"] if self.gpu else ["--limit", "2"]
-        out, done = self.job("large", *few, batch=1024, limit=240)
-        self.halved("batch 1024 at 1280", done, 1024, must=False)
+        try:
+            out, done = self.job("large", *few, batch=1024, limit=240)
+            self.halved("batch 1024 at 1280", done, 1024, must=False)
+        except RuntimeError as error:  # What comes next does not need it.
+            self.check("batch 1024 at 1280", False, str(error))
         # A neighbour that holds nearly everything forces it on any card.
         leave = 4
         with Hog(self.args.device, leave, self.log) as hog:
