@@ -51,8 +51,9 @@ def main():
         folder.mkdir()
         for number, square in enumerate(squares):
             cv2.imwrite(str(folder / f"{number:06}.png"), cv2.cvtColor(square, cv2.COLOR_RGB2BGR))
-        done = haul.run(["run", "--model", model, "--input", folder, "--output", f"{work}/out", "--square", "--imgsz", SIDE,
-                         "--precision", "f32", "--iou", "1", "--max-det", "8400", *haul.where("cpu")], 600)
+        done = haul.run(["run", "--model", model, "--input", folder, "--output", f"{work}/out", "--square",
+                         "--imgsz", SIDE, "--precision", "f32", "--iou", "1", "--max-det", "8400",
+                         *haul.where("cpu")], 600)
         if done.code:
             sys.exit(f"haul ended with exit {done.code}: {done.last_words()}")
         theirs = compare.lines(f"{work}/out")
