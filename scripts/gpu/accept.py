@@ -76,7 +76,10 @@ class Accept:
         if self.left() < 5:
             raise Late
         device = self.args.device if device is None else device
-        return self.haul.run([*arguments, *self.haul.where(device, batch)], min(limit, self.left()), env)
+        done = self.haul.run([*arguments, *self.haul.where(device, batch)], min(limit, self.left()), env)
+        if done.code == -9 and self.left() <= 0:
+            raise Late
+        return done
 
     def job(self, name, *arguments, source=None, code=0, **where):
         """A job into a new folder of this name. Raises where it does not end with `code`."""
@@ -106,8 +109,9 @@ class Accept:
         self.haul.write(said("nvidia-smi"))
         if not self.gpu:
             return self.say("NOTE", "doctor", f"{self.haul.version} on {state['cpu']}, no GPU asked for")
-        self.check("the card is named", bool(name) and name in self.doctor,
-                   f"nvidia-smi has {name or 'no card'}; `haul doctor` names {'it' if name and name in self.doctor else 'it NOT'}")
+        named = bool(name) and name in self.doctor
+        self.check("the card is named", named,
+                   f"nvidia-smi has {name or 'no card'}; `haul doctor` names {'it' if named else 'it NOT'}")
         done = self.run("run", "--model", self.model, "--input", self.pictures, "--output", self.work / "cuda99",
                         device="cuda:99")
         self.check("a card that is not there is refused", done.code == 2 and "cuda:99" in done.err,
@@ -308,8 +312,11 @@ class Accept:
     def memory_step(self):
         # Many pictures and large ones; nothing is wrong where a large card takes them all.
         few = ["--imgsz", "1280", "--limit", "40"] if self.gpu else ["--limit", "2"]
-        out, done = self.job("large", *few, batch=1024, limit=240)
-        self.halved("batch 1024 at 1280", done, 1024, must=False)
+        try:
+            out, done = self.job("large", *few, batch=1024, limit=240)
+            self.halved("batch 1024 at 1280", done, 1024, must=False)
+        except RuntimeError as error:  # What comes next does not need it.
+            self.check("batch 1024 at 1280", False, str(error))
         # A neighbour that holds nearly everything forces it on any card.
         leave = 4
         with Hog(self.args.device, leave, self.log) as hog:
@@ -319,7 +326,8 @@ class Accept:
             tight, done = self.job("tight", *few, batch=256, limit=240)
             self.halved(f"batch 256 at 1280 with {leave} GiB free", done, 256, must=True)
         again, done = self.job("tight", *few, limit=240)  # the same output, with room now
-        self.say("NOTE", "the finished job, with room again", f"exit {done.code}, class {done.report.get('numeric_class')}")
+        self.say("NOTE", "the finished job, with room again",
+                 f"exit {done.code}, class {done.report.get('numeric_class')}")
         self.squeezed()
 
     def squeezed(self):
@@ -521,7 +529,7 @@ def main():
             try:
                 getattr(run, f"{step}_step")()
             except Late:
-                run.say("SKIP", step, f"the rest of this step: the {args.budget:.0f} s were used up (--only {step} does it alone)")
+                run.say("SKIP", step, f"the rest of it: the {args.budget:.0f} s were used up (--only {step} does it alone)")
             except Exception as error:  # One broken step must not hide the others.
                 run.haul.write(traceback.format_exc())
                 run.say("FAIL", step, f"{error} (see the log)")
@@ -531,10 +539,11 @@ def main():
     text = "\n".join([f"haul acceptance, {title}", f"binary {args.binary} ({run.haul.version}), model {args.model}, "
                       f"device {args.device}, {len(run.names)} pictures", "",
                       *(f"{mark:<5} {name}: {words}" for mark, name, words in run.results), "",
-                      f"{counts['PASS']} passed, {counts['TRIED']} tried, {counts['FAIL']} failed, {counts['SKIP']} skipped: {title}", ""])
+                      f"{counts['PASS']} passed, {counts['TRIED']} tried, {counts['FAIL']} failed, "
+                      f"{counts['SKIP']} skipped: {title}", ""])
     (out / f"{args.name}-summary.txt").write_text(text)
-    (out / f"{args.name}.json").write_text(json.dumps({"dry": not run.gpu, "arguments": vars(args), "results": run.results,
-                                                 "numbers": run.numbers}, indent=1, default=float) + "\n")
+    numbers = {"dry": not run.gpu, "arguments": vars(args), "results": run.results, "numbers": run.numbers}
+    (out / f"{args.name}.json").write_text(json.dumps(numbers, indent=1, default=float) + "\n")
     # One small file, also where thousands of lines were logged.
     with tarfile.open(out / f"{args.name}-log.tar.gz", "w:gz") as archive:
         archive.add(log_path, log_path.name)

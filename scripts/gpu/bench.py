@@ -35,7 +35,7 @@ from pathlib import Path
 import network
 import torch
 import torch._dynamo
-from machine import Haul, about, card, cores
+from machine import Haul, about, card
 
 SIDE = 640
 PICTURES = 64

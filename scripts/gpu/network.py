@@ -46,8 +46,9 @@ def write_tensors(path, tensors, metadata):
     header, start, body = {"__metadata__": metadata}, 0, []
     for name in sorted(tensors):
         body.append(tensors[name].numpy().astype("<f4").tobytes())
-        header[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [start, start + len(body[-1])]}
-        start += len(body[-1])
+        end = start + len(body[-1])
+        header[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+        start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     Path(path).write_bytes(len(text).to_bytes(8, "little") + text + b"".join(body))
