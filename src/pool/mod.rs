@@ -6,7 +6,7 @@
 //! is that picture's [`CrashNote`].
 //!
 //! Where the engine has devices of its own, workers do all but the network, and there is one more
-//! thread for each device: see [`lanes`].
+//! thread for each device: see `lanes`.
 
 mod answer;
 mod budget;
