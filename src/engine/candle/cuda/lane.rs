@@ -149,12 +149,12 @@ impl CudaLane {
 
     /// What decides its results for pictures of the largest size, and by the same rules for all others.
     pub(super) fn kind(&self) -> String {
-        let library = match &self.on.dnn {
-            Some(dnn) => dnn.kind(),
-            None => format!("cublas {}", self.on.gpu.blas_version()),
-        };
         let program = self.programs.values().map(Program::kind).next().unwrap_or_default();
-        format!("{}; {library}; {program}", self.on.gpu.kind())
+        let mut libraries: Vec<String> = self.on.dnn.iter().map(|dnn| dnn.kind()).collect();
+        if self.programs.values().any(Program::has_products) {
+            libraries.push(format!("cublas {}", self.on.gpu.blas_version()));
+        }
+        format!("{}; {}; {program}", self.on.gpu.kind(), libraries.join(" "))
     }
 
     /// Whether cuDNN computes convolutions.

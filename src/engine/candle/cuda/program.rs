@@ -266,6 +266,15 @@ impl Program {
         kinds.collect::<Vec<_>>().join(" ")
     }
 
+    /// Whether some convolution is a product of matrices.
+    pub(super) fn has_products(&self) -> bool {
+        let product = |step: &Step| match step {
+            Step::Conv { convolution, .. } => convolution.unfolded().is_some(),
+            Step::Pool(_) => false,
+        };
+        self.steps.iter().any(product)
+    }
+
     /// Launches all of it on the GPU's stream.
     ///
     /// # Safety
