@@ -24,6 +24,7 @@
 # AWS_* is left alone, so that nothing else begins to depend on it.
 #
 # HAUL_PARITY_DATA      a folder with real weights, pictures and goldens; without it some tests skip
+# HAUL_TEST_CUDA        1: also compile the feature `cuda`, and test it on emulated GPUs (half an hour)
 # HAUL_ACCEPT_COUNT     how many kills scripts/accept.sh tries (25)
 # CARGO_TARGET_DIR      as cargo knows it
 #
@@ -437,12 +438,31 @@ photographs() {
     done
 }
 
-# The binary with all of its features: killed, failing and crashing at each of its failpoints, the
+# All features but `cuda`, for which CUDA's compiler is needed: scripts/cuda/test.sh has that.
+FEATURES=failpoints,otel
+
+# The binary with these features: killed, failing and crashing at each of its failpoints, the
 # asynchronous door's too, and traced.
 failpoints() {
-    cargo test --locked --all-features --test failpoints --test serve_async --test serve_otel --no-run
-    timeout --kill-after=30 15m cargo test --locked --all-features --no-fail-fast \
+    cargo test --locked --features $FEATURES --test failpoints --test serve_async --test serve_otel \
+        --no-run
+    timeout --kill-after=30 15m cargo test --locked --features $FEATURES --no-fail-fast \
         --test failpoints --test serve_async --test serve_otel
+}
+
+# GPUs, emulated.
+cuda() {
+    [ "${HAUL_TEST_CUDA:-}" = 1 ] || skip "HAUL_TEST_CUDA is not 1 (it takes half an hour)"
+    scripts/cuda/test.sh "$target/cuda"
+}
+
+# The scripts that are run on GPU machines, on this CPU: whether they work, not whether haul does there.
+gpu_scripts() {
+    [ -x "$haul" ] || skip "there is no release build"
+    [ -x "$HAUL_PYTHON" ] || skip "there is no virtual environment"
+    OUT=$work/gpu-scripts PYTHON=$HAUL_PYTHON scripts/gpu/accept.sh "$haul" \
+        testdata/model/shapes.safetensors testdata/pictures --dry --imgsz 320 \
+        --only neighbours --only killed --only absent
 }
 
 memcheck() {
@@ -552,7 +572,7 @@ asynchronous() {
 stage "licences" licences
 stage "cargo fmt" cargo fmt --check
 stage "cargo clippy" cargo clippy --all-targets --locked -- -D warnings
-stage "clippy with all features" cargo clippy --all-targets --locked --all-features -- -D warnings
+stage "clippy with features" cargo clippy --all-targets --locked --features $FEATURES -- -D warnings
 stage "cargo doc" rustdoc
 stage "test servers" test_servers
 # In this shell, for all that follows.
@@ -581,6 +601,8 @@ stage "asynchronous" asynchronous
 stage "slurm array" slurm_array
 stage "mAP on photographs" photographs
 stage "crash and resume" accept
+stage "scripts for GPU machines" gpu_scripts
+stage "GPUs, emulated" cuda
 stage "S3 to S3" accept_s3
 stage "S3 with checksums" checksums
 

@@ -165,6 +165,17 @@ fn http_events_are_answered_as_over_a_socket() {
 }
 
 #[test]
+fn what_there_is_to_say_about_the_model_is_in_the_log() {
+    let function = Function::start(|haul| haul.args(["--device", "cpu"]).env("HAUL_BATCH", "8"));
+    let asked = json!({ "bytes": base64(&picture()), "name": "a.jpg" }).to_string();
+    let answer = function.api.invoke(&asked).json();
+    assert_eq!(answer["image"], "a.jpg", "{answer}");
+    let logged = function.logged();
+    let notes = logged.iter().filter(|line| line.to_string().contains("--batch 8 is for GPUs"));
+    assert_eq!(notes.count(), 1, "{logged:?}");
+}
+
+#[test]
 fn a_direct_invocation_is_answered_with_the_line() {
     let root = tempfile::tempdir().unwrap();
     fs::copy(picture(), root.path().join("there.jpg")).unwrap();

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{JobError, pictures};
 use crate::engine::Engine;
-use crate::pool::{Budget, Failure, Outcome, Params, Pool, Spent, Work};
+use crate::pool::{Budget, DevicesSoFar, Failure, Outcome, Params, Pool, Spent, Work};
 
 /// Room for files read ahead and pictures being decoded, as a job has by default …
 const AHEAD: u64 = 64 << 20;
@@ -42,6 +42,8 @@ pub(super) struct Run {
     pub(super) pictures: usize,
     pub(super) failed: usize,
     pub(super) stages: Stages,
+    /// What the engine's devices did, without the warm-up.
+    pub(super) devices: Option<DevicesSoFar>,
 }
 
 /// One picture that is done.
@@ -59,16 +61,23 @@ pub(super) fn run(
     workers: usize,
     window: Duration,
 ) -> Result<Run, JobError> {
-    let pool = Pool::start(engine, workers, 2 * workers).map_err(JobError::Internal)?;
+    let pool = Pool::start(engine, workers, 2 * workers, params.imgsz as usize)?;
     let budget = Budget::new(AHEAD + DECODED * workers as u64, params.limits.max_memory);
     let queue = pool.queue();
     let (sender, answers) = crossbeam_channel::unbounded::<Result<Done, String>>();
     // Long enough that every worker has its memory and the clock its speed.
     let warm = (window / 5).min(Duration::from_secs(1));
     let begin = Instant::now();
+    let devices = pool.devices();
+    let mut before = None;
     for file in files.iter().cycle() {
         if begin.elapsed() >= warm + window {
             break;
+        }
+        if let (None, Some(devices)) = (&before, &devices)
+            && begin.elapsed() >= warm
+        {
+            before = Some(devices.so_far());
         }
         let mut ticket = budget.open();
         let size = std::fs::metadata(file).map_or(0, |metadata| metadata.len());
@@ -79,7 +88,7 @@ pub(super) fn run(
         let reply = move |Outcome { result, spent, .. }: Outcome| {
             let at = Instant::now();
             let done = match result {
-                Err(Failure::Worker(text)) => Err(text),
+                Err(Failure::Worker(text) | Failure::Exhausted(text)) => Err(text),
                 result => Ok(Done { at, fetch, spent, failed: result.is_err() }),
             };
             // The receiver outlives the pool's work.
@@ -101,11 +110,17 @@ pub(super) fn run(
     let done: Vec<Done> =
         answers.iter().collect::<Result<_, String>>().map_err(JobError::Internal)?;
     pool.stop(Duration::from_secs(1));
-    sum_up(done, begin + warm, workers)
+    let devices = devices.map(|devices| devices.so_far().since(&before.unwrap_or_default()));
+    Ok(Run { devices, ..sum_up(done, begin + warm, workers, devices.is_some())? })
 }
 
 /// Counts from the first picture that was done after `warm` to the last one.
-fn sum_up(mut done: Vec<Done>, warm: Instant, workers: usize) -> Result<Run, JobError> {
+fn sum_up(
+    mut done: Vec<Done>,
+    warm: Instant,
+    workers: usize,
+    on_devices: bool,
+) -> Result<Run, JobError> {
     done.sort_by_key(|one| one.at);
     let failed = done.iter().filter(|one| one.failed).count();
     if failed == done.len() {
@@ -129,11 +144,14 @@ fn sum_up(mut done: Vec<Done>, warm: Instant, workers: usize) -> Result<Run, Job
     };
     let Stages { decode, letterbox, infer, boxes, .. } = stages;
     let available = 1e3 * seconds * workers as f64 / counted.len() as f64;
+    // A device's time is not the workers'.
+    let infer = if on_devices { 0.0 } else { infer };
     stages.idle = (available - decode - letterbox - infer - boxes).max(0.0);
     Ok(Run {
         images_per_second: counted.len() as f64 / seconds,
         pictures: counted.len(),
         failed,
         stages,
+        devices: None,
     })
 }

@@ -1,16 +1,22 @@
 //! How fast this machine is with a model: the network alone, whole pictures, and each layer.
 //!
-//! Measures what jobs run (the same engine, the same pool) and leaves nothing behind. Numbers are
+//! Measures what jobs run (the same engine, the same pool, the same lanes) and leaves nothing behind. Numbers are
 //! for people and for comparisons; nothing in haul decides by them.
 //!
 //! | part | from | to |
 //! | --- | --- | --- |
 //! | `network` | letterboxed bytes in memory | candidates, or every anchor decoded |
+//! | `lanes` | the same, in batches for a device | candidates |
 //! | `end_to_end` | files | detections, through the worker pool |
 //! | `latency` | one picture at a time | candidates, and detections |
 //! | `layers` | one worker alone | time and rate of each op |
 
+mod cpu;
+#[cfg(test)]
+mod double;
 mod end_to_end;
+mod gpu;
+mod lanes;
 mod latency;
 mod layers;
 mod network;
@@ -20,12 +26,11 @@ mod times;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::engine::fused::Fused;
-use crate::engine::{Engine, Precision, choose, forced};
-use crate::job::{JobError, peak as peak_memory};
-use crate::kernels::{Cpu, peak};
+use crate::engine::{Arithmetic, Chosen, Device, decide, gpus, open};
+use crate::job::{JobError, about_batch};
+use crate::kernels::Cpu;
 use crate::model::ModelFile;
 use crate::picture::{Limits, Truncated};
 use crate::pool::Params;
@@ -63,8 +68,8 @@ pub struct Options {
     pub imgsz: Option<u32>,
     /// Letterbox to a square.
     pub square: bool,
-    /// The network's arithmetic.
-    pub precision: Precision,
+    /// The network's arithmetic, and where it runs.
+    pub arithmetic: Arithmetic,
     /// Worker threads; `None` is one for each core.
     pub workers: Option<usize>,
     /// How long each measurement takes.
@@ -103,7 +108,9 @@ pub fn run(options: &Options) -> Result<Report, JobError> {
     let workers = options.workers.unwrap_or(cores);
     let files = pictures::find(&options.images)?;
 
-    let usage = |error: &dyn std::error::Error| JobError::usage(error);
+    refuse_layers(options, &options.arithmetic.device)?;
+    let mut notes = Vec::new();
+    let chosen = decide(&options.arithmetic, None, &mut notes).map_err(|e| JobError::usage(&e))?;
     let read = ModelFile::find(&options.model, &options.s3)?.read()?;
     let own = u32::try_from(read.info.imgsz).unwrap_or(640);
     let imgsz = options.imgsz.unwrap_or(own);
@@ -111,71 +118,55 @@ pub fn run(options: &Options) -> Result<Report, JobError> {
         return Err(JobError::Usage(format!("--imgsz is {imgsz}; it lies between 32 and 8192")));
     }
     let imgsz = imgsz.next_multiple_of(32);
-    let forced = forced().map_err(|e| usage(&e))?;
-    let tier = choose(options.precision, None, forced).map_err(|e| usage(&e))?;
-    let engine = Arc::new(Fused::new(&read.network, tier).map_err(|e| usage(&e))?);
-    drop(read.network);
-
     let params = Arc::new(params(imgsz, options.square));
     let mut report = Report {
         haul: env!("CARGO_PKG_VERSION").into(),
         cpu: Cpu::get().brand.clone(),
         model: options.model.display().to_string(),
-        tier: tier.name().into(),
-        numeric_class: engine.numeric_class().to_owned(),
-        precision: options.precision.name().into(),
+        precision: options.arithmetic.precision.name().into(),
         imgsz,
         square: options.square,
         workers,
         seconds: options.seconds,
         files: files.len(),
+        notes,
         ..Report::default()
     };
-    // First, so that the peak of memory is that of a job and not of this program's own pictures.
-    if options.wants(Only::EndToEnd) {
-        let engine: Arc<dyn Engine> = engine.clone();
-        let run = end_to_end::run(&engine, &params, &files, workers, options.window())?;
-        report.end_to_end_images_per_second = Some(run.images_per_second);
-        report.end_to_end_pictures = run.pictures;
-        report.failed_pictures = run.failed;
-        report.stages_ms = Some(run.stages);
-        report.peak_memory_bytes = peak_memory();
-    }
-    if options.wants(Only::Model) || options.per_layer || options.latency {
-        let pictures = pictures::letterboxed(&files, &params)?;
-        let gflop = |p: &pictures::Picture| -> f64 {
-            engine.layers(p.width, p.height).iter().map(|layer| layer.gflop).sum()
-        };
-        let mean = pictures.iter().map(gflop).sum::<f64>() / pictures.len() as f64;
-        report.network_gflop = Some(mean);
-        if options.wants(Only::Model) {
-            let window = options.window();
-            let sparse = network::run(&engine, &pictures, workers, window, false)?;
-            let dense = network::run(&engine, &pictures, workers, window, true)?;
-            report.model_pictures = pictures.len();
-            report.model_images_per_second = Some(sparse.images_per_second);
-            report.model_ms = Some(sparse.times);
-            report.model_cpu_ms = Some(sparse.cpu_ms);
-            report.model_dense_images_per_second = Some(dense.images_per_second);
-            report.model_dense_ms = Some(dense.times);
-            report.model_dense_cpu_ms = Some(dense.cpu_ms);
+    match &chosen {
+        Chosen::Kernels(tier) => {
+            report.notes.extend(about_batch(options.arithmetic.batch, None, false));
+            cpu::measure(&mut report, options, &read.network, *tier, &params, &files)?;
         }
-        if options.latency {
-            report.latency_ms =
-                Some(latency::run(&engine, &params, &files, workers, options.window())?);
+        Chosen::Gpus(numbers) => {
+            let device = Device::Cuda(numbers.clone());
+            refuse_layers(options, &device)?;
+            let here = gpus().unwrap_or_default();
+            let named = numbers.iter().filter_map(|n| here.iter().find(|gpu| gpu.number == *n));
+            report.gpus = named.map(|gpu| gpu.name.clone()).collect();
+            report.device = device.to_string();
+            let (network, begin) = (Arc::new(read.network), Instant::now());
+            let engine = open(network, &chosen, &options.arithmetic, None, imgsz as usize)
+                .map_err(|error| JobError::usage(&error))?;
+            gpu::measure(&mut report, options, &engine, begin.elapsed(), &params, &files)?;
         }
-        if options.per_layer {
-            report.layers = Some(layers::run(&engine, &pictures[0], options.window())?);
+        Chosen::Candle => {
+            return Err(JobError::Internal(
+                "candle is for jobs that have it. This is a bug.".into(),
+            ));
         }
     }
-    // Last, when the clock is where the load has brought it.
-    report.peak_gflops = peak(tier, PEAK).unwrap_or(0.0);
-    if let Some(layers) = &mut report.layers {
-        layers.peak_gflops = layers.peak_gflops.max(report.peak_gflops);
-        report.peak_gflops = layers.peak_gflops;
-    }
-    report.peak_memory_bytes = report.peak_memory_bytes.or_else(peak_memory);
     Ok(report)
+}
+
+/// Layers are looked at one by one in our own kernels only.
+fn refuse_layers(options: &Options, device: &Device) -> Result<(), JobError> {
+    match device {
+        Device::Cuda(_) if options.per_layer => Err(JobError::Usage(format!(
+            "--per-layer is for the kernels of CPUs, and this is for {device} (--device cpu measures \
+             those)"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// What a job with default settings asks of the pool.

@@ -19,6 +19,11 @@ pub(super) struct Picture {
 }
 
 impl Picture {
+    #[cfg(test)]
+    pub(super) fn new(width: usize, height: usize, rgb: Vec<u8>) -> Picture {
+        Picture { width, height, rgb }
+    }
+
     pub(super) fn input(&self) -> Input<'_> {
         Input { width: self.width, height: self.height, rgb: &self.rgb }
     }

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{Latency, Layers, Stages, Times};
-use crate::job::mib;
+use super::{Latency, Layers, Stages, Times, end_to_end};
+use crate::job::{mib, peak};
+use crate::pool::DevicesSoFar;
 
 /// All numbers; `null` where something was not measured.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -16,7 +17,7 @@ pub struct Report {
     pub cpu: String,
     /// The checkpoint's path.
     pub model: String,
-    /// The tier of kernels.
+    /// The tier of kernels; `cuda` on GPUs.
     pub tier: String,
     /// The name of its arithmetic.
     pub numeric_class: String,
@@ -26,6 +27,16 @@ pub struct Report {
     pub imgsz: u32,
     /// Letterboxed to a square.
     pub square: bool,
+    /// Where the network runs: `cpu`, or GPUs as `--device` names them.
+    pub device: String,
+    /// The names of these GPUs.
+    pub gpus: Vec<String>,
+    /// Pictures that a GPU computes together.
+    pub batch: Option<usize>,
+    /// Setting up the GPUs and computing each size of picture once. Part of no rate.
+    pub warm_up_seconds: Option<f64>,
+    /// What there is to say about where the network runs.
+    pub notes: Vec<String>,
     /// Worker threads.
     pub workers: usize,
     /// Of each measurement.
@@ -34,13 +45,14 @@ pub struct Report {
     pub files: usize,
     /// Operations of one picture in 10⁹, mean.
     pub network_gflop: Option<f64>,
-    /// Multiply-add rate of one core in 10⁹ operations a second.
+    /// Multiply-add rate of one core in 10⁹ operations a second; 0 where GPUs compute.
     pub peak_gflops: f64,
     /// Pictures held in memory for the network alone.
     pub model_pictures: usize,
-    /// Letterboxed bytes to candidates above 0.25, all workers.
+    /// Letterboxed bytes to candidates above 0.25, all workers. On GPUs in full batches, from the
+    /// memory that GPUs read pictures from, copies included.
     pub model_images_per_second: Option<f64>,
-    /// One picture of that.
+    /// One picture of that; on GPUs its share of the time between one batch and the next.
     pub model_ms: Option<Times>,
     /// Time of a core for one picture of that, in milliseconds: what others took from the cores is
     /// not in it.
@@ -59,7 +71,11 @@ pub struct Report {
     pub failed_pictures: usize,
     /// Means of a picture by stage.
     pub stages_ms: Option<Stages>,
-    /// One picture at a time: on one thread, and on as many as there are workers.
+    /// What the engine's devices did for that, if it has some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<DevicesSoFar>,
+    /// One picture at a time: on one thread, and on as many as there are workers. On a GPU in a batch
+    /// that is padded to its size.
     pub latency_ms: Option<Vec<Latency>>,
     /// Op by op.
     pub layers: Option<Layers>,
@@ -68,6 +84,16 @@ pub struct Report {
 }
 
 impl Report {
+    /// Takes over what files to boxes came to, and the peak of memory while it did.
+    pub(super) fn add_end_to_end(&mut self, run: end_to_end::Run) {
+        self.end_to_end_images_per_second = Some(run.images_per_second);
+        self.end_to_end_pictures = run.pictures;
+        self.failed_pictures = run.failed;
+        self.stages_ms = Some(run.stages);
+        self.devices = run.devices;
+        self.peak_memory_bytes = peak();
+    }
+
     /// For people.
     #[must_use]
     pub fn text(&self) -> String {
@@ -77,10 +103,20 @@ impl Report {
             let _ = writeln!(text, "{words}");
         };
         let shape = if self.square { ", square" } else { "" };
+        let (tier, on) = match self.batch {
+            None => (format!("tier {}", self.tier), self.cpu.clone()),
+            Some(batch) => (
+                format!("batches of {batch}"),
+                format!("{} ({}), {}", self.device, self.gpus.join(", "), self.cpu),
+            ),
+        };
         line(format_args!(
-            "{} at {}{shape}, {} workers, tier {}, class {}, on {}",
-            self.model, self.imgsz, self.workers, self.tier, self.numeric_class, self.cpu
+            "{} at {}{shape}, {} workers, {tier}, class {}, on {on}",
+            self.model, self.imgsz, self.workers, self.numeric_class
         ));
+        if let Some(seconds) = self.warm_up_seconds {
+            line(format_args!("warm-up               {seconds:8.2} s, in no rate"));
+        }
         let parts = [
             ("network", self.model_images_per_second, self.model_ms, self.model_cpu_ms),
             (
@@ -91,10 +127,10 @@ impl Report {
             ),
         ];
         for (name, rate, times, cpu) in parts {
-            if let (Some(rate), Some(times), Some(cpu)) = (rate, times, cpu) {
+            if let (Some(rate), Some(times)) = (rate, times) {
+                let cpu = cpu.map_or_else(String::new, |cpu| format!(", {cpu:.2} ms of a core"));
                 line(format_args!(
-                    "{name:<22}{rate:8.2} images/s    {:.2} ms a picture (p10 {:.2}, p90 {:.2}), \
-                     {cpu:.2} ms of a core",
+                    "{name:<22}{rate:8.2} images/s    {:.2} ms a picture (p10 {:.2}, p90 {:.2}){cpu}",
                     times.median, times.p10, times.p90
                 ));
             }
@@ -112,6 +148,15 @@ impl Report {
                 stages.fetch
             ));
         }
+        if let Some(devices) = &self.devices {
+            line(format_args!(
+                "{:<22}busy {:.1} %, batches of {} {:.1} % full",
+                "devices",
+                100.0 * devices.utilisation(),
+                devices.batch,
+                100.0 * devices.fullness()
+            ));
+        }
         if self.failed_pictures > 0 {
             line(format_args!("{} pictures could not be done", self.failed_pictures));
         }
@@ -122,13 +167,16 @@ impl Report {
                 network.median, network.p10, network.p90, whole.median, whole.p10, whole.p90
             ));
         }
-        line(format_args!(
-            "peak of one core {:.1} GFLOP/s{}; peak memory {}",
-            self.peak_gflops,
-            self.network_gflop
-                .map_or_else(String::new, |gflop| format!(", {gflop:.2} GFLOP a picture")),
-            self.peak_memory_bytes.map_or_else(|| "unknown".to_owned(), mib)
-        ));
+        let memory = self.peak_memory_bytes.map_or_else(|| "unknown".to_owned(), mib);
+        match self.batch {
+            Some(_) => line(format_args!("peak memory {memory}, without that of GPUs")),
+            None => line(format_args!(
+                "peak of one core {:.1} GFLOP/s{}; peak memory {memory}",
+                self.peak_gflops,
+                self.network_gflop
+                    .map_or_else(String::new, |gflop| format!(", {gflop:.2} GFLOP a picture")),
+            )),
+        }
         if let Some(layers) = &self.layers {
             text.push('\n');
             text.push_str(&layers.text());

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::{print, print_json, shown};
+use super::gpus::Gpus;
+use super::{CUDA, VERSION, print, print_json, shown};
 use crate::engine::{NUMERICS_VERSION, Precision, choose, forced};
 use crate::job::{
     CheckedPack, Exit, JobError, LINE_SCHEMA, MANIFEST_SCHEMA, S3Flags, check_packs, mib,
@@ -37,6 +38,7 @@ impl Doctor {
         let cpu = Cpu::get();
         let forced = forced().map_err(|error| JobError::usage(&error))?;
         let chosen = Precision::ALL.map(|precision| (precision, choose(precision, None, forced)));
+        let gpus = Gpus::look();
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let memory = Memory::look();
         let (model, packs) = match &self.model {
@@ -68,8 +70,19 @@ impl Doctor {
                     (precision.name().to_owned(), json!(tier.as_ref().ok().map(|t| t.name())))
                 })
                 .collect();
+            let gpu_precisions: Map<String, Value> = Precision::ALL
+                .into_iter()
+                .filter_map(|asked| {
+                    Some((asked.name().to_owned(), json!(gpus.precision(asked)?.name())))
+                })
+                .collect();
+            let (found, reason) = gpus.json();
             print_json(&json!({
                 "haul": env!("CARGO_PKG_VERSION"),
+                "cuda": CUDA,
+                "gpus": found,
+                "no_gpus": reason,
+                "gpu_precisions": gpu_precisions,
                 "cpu": cpu.brand,
                 "cores": cores,
                 "memory_bytes": memory.total,
@@ -103,18 +116,21 @@ impl Doctor {
             let has = if cpu.has(tier) { "yes" } else { "no" };
             text.push_str(&format!("  {:<12} {has:<4} {class:<14} {}\n", tier.name(), needs(tier)));
         }
+        text.push_str(&gpus.text());
         text.push_str("--precision\n");
         for (precision, tier) in &chosen {
-            let said = match tier {
+            let mut said = match tier {
                 Ok(tier) => format!("{tier}, class {}", tier.numeric_class()),
                 Err(error) => format!("no: {error}"),
             };
+            if let Some(there) = gpus.precision(*precision) {
+                said = format!("on the CPU {said}; on a GPU {there}");
+            }
             text.push_str(&format!("  {:<12} {said}\n", precision.name()));
         }
         text.push_str(&format!(
-            "versions   haul {}, numerics {NUMERICS_VERSION}, {LINE_SCHEMA}, {MANIFEST_SCHEMA}\n\
-             decoders   {DECODERS}\n",
-            env!("CARGO_PKG_VERSION"),
+            "versions   haul {VERSION}, numerics {NUMERICS_VERSION}, {LINE_SCHEMA}, {MANIFEST_SCHEMA}\n\
+             decoders   {DECODERS}\n"
         ));
         if let Some((file, model)) = &model {
             let Info { format, task, imgsz, names, parameters, widths, depths, .. } = &model.info;

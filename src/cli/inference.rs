@@ -24,7 +24,7 @@ pub(super) struct InferenceFlags {
     /// Longest side of the network's input, a multiple of 32 [default: 640, or the model's own]
     #[arg(long, value_name = "N", env = "HAUL_IMGSZ", help_heading = "Detections")]
     imgsz: Option<u32>,
-    /// Arithmetic of the network: auto (the fastest here), f32 or bf16 [default: auto]
+    /// Arithmetic of the network: auto (the fastest here), f32, bf16, or f16 on a GPU [default: auto]
     #[arg(long, value_name = "KIND", env = "HAUL_PRECISION", help_heading = "Detections")]
     precision: Option<String>,
     /// Keep these classes only: names or numbers, separated by commas
@@ -57,6 +57,12 @@ pub(super) struct InferenceFlags {
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N", env = "HAUL_WORKERS", help_heading = "Limits")]
     workers: Option<usize>,
+    /// Where the network runs: auto (a GPU if there is one), cpu, or GPUs: cuda:0, cuda:0,1 [default: auto]
+    #[arg(long, value_name = "DEVICE", env = "HAUL_DEVICE", help_heading = "Limits")]
+    device: Option<String>,
+    /// Pictures that a GPU computes together, 1 to 1024 [default: as suits it]
+    #[arg(long, value_name = "N", env = "HAUL_BATCH", help_heading = "Limits")]
+    batch: Option<usize>,
     /// Memory for model, workers and decoding [default: what all workers need]
     #[arg(long, value_name = "SIZE", env = "HAUL_MEMORY_BUDGET", help_heading = "Limits")]
     memory_budget: Option<String>,
@@ -81,6 +87,8 @@ impl InferenceFlags {
             max_file_mb: Some(1e6),
             max_picture_memory: self.max_picture_memory.clone(),
             workers: self.workers,
+            device: self.device.clone(),
+            batch: self.batch,
             memory_budget: self.memory_budget.clone(),
             ..Settings::default()
         }

@@ -4,6 +4,7 @@ mod bench;
 mod completions;
 mod doctor;
 mod export;
+mod gpus;
 mod inference;
 mod lambda;
 mod log;
@@ -31,12 +32,21 @@ use crate::store::Place;
 /// Results are JSON Lines in parts, committed mini-batch by mini-batch: kill it, run the same
 /// command again, and only what is missing is done.
 #[derive(Debug, Parser)]
-#[command(name = "haul", version, max_term_width = 100, args_override_self = true)]
+#[command(name = "haul", version = VERSION, max_term_width = 100, args_override_self = true)]
 #[command(after_help = format!("{EXAMPLES}\n{EXIT_HELP}"))]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// What `--version` says: whether CUDA is built in, too.
+const VERSION: &str = match CUDA {
+    true => concat!(env!("CARGO_PKG_VERSION"), "+cuda"),
+    false => env!("CARGO_PKG_VERSION"),
+};
+
+/// Whether this haul was built to use GPUs.
+const CUDA: bool = cfg!(feature = "cuda");
 
 const EXAMPLES: &str = "\
 Examples:

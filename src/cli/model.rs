@@ -58,7 +58,7 @@ pub(super) struct Pack {
     /// A .pt or .safetensors file, or an archive with one (.tar.gz); also s3://...
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The arithmetic it is for: auto (the fastest here), f32 or bf16
+    /// The CPU's arithmetic it is for: auto (the fastest here), f32 or bf16; GPUs read no packs
     #[arg(long, value_name = "KIND", default_value_t)]
     precision: Precision,
     /// The pack, replaced if it is there [default: FILE with the form and .haulpack added]

@@ -67,6 +67,9 @@ pub(super) struct Resume {
     /// Worker threads
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
+    /// Where the network runs: auto, cpu, cuda:0, cuda:0,1 [default: where it ran, if that is here]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
     /// Memory for everything
     #[arg(long, value_name = "SIZE")]
     memory_budget: Option<String>,
@@ -143,6 +146,7 @@ impl Resume {
             output: Some(self.output.path.clone()),
             shard: self.shard.clone(),
             workers: self.workers,
+            device: self.device.clone(),
             memory_budget: self.memory_budget.clone(),
             max_failures: self.max_failures.clone(),
             batch_timeout: self.batch_timeout.clone(),
@@ -159,6 +163,7 @@ impl Resume {
         let settings = flags.relative_to(Path::new(""))?.over(job.settings);
         progress.clone_from(&settings.progress);
         let mut spec = Spec::new(settings)?;
+        spec.inference.device_is_inherited = self.device.is_none();
         spec.retry = job.retry;
         let listed_again = spec.input == crate::job::Input::Stdin && spec.retry.is_none();
         if listed_again && manifest.plan()?.is_none() {

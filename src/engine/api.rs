@@ -181,6 +181,14 @@ pub enum EngineError {
         /// Why not.
         reason: String,
     },
+    /// The network does not stay within what this precision can hold.
+    #[error(
+        "the network's values leave the range of {precision} already for a picture of noise (use --precision bf16 or f32)"
+    )]
+    Overflow {
+        /// The precision.
+        precision: &'static str,
+    },
     /// A device has no memory left for what it is to do.
     #[error(
         "GPU {device} is out of memory: {needs} (does another program use it? run again when it is free; a new job may take a smaller --batch)"

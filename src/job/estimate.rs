@@ -21,7 +21,7 @@ use super::spec::Spec;
 use super::strikes::quarantined;
 use super::terminal::Terminal;
 use crate::pool::{Budget, Pool, Work};
-use crate::store::{Key, Listed, Object, Source, sha256};
+use crate::store::{Key, Listed, Object, Source, one_line, sha256};
 
 /// Pictures kept for the probe, spread over the whole listing.
 const SAMPLE: usize = 32;
@@ -52,6 +52,7 @@ pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
     // A job that is there already goes on in its own arithmetic.
     let job = Manifest::new(open_output(&spec.output, &spec.s3)).job()?;
     let loaded = load_model(spec, job.as_ref().and_then(numeric_class))?;
+    loaded.remarks.iter().for_each(|remark| terminal.say(&one_line(remark)));
     let source = open_source(spec, None)?;
     let names = Names::new(spec)?;
     let resolved = resolve(&spec.since, &spec.output, &spec.s3)?;
@@ -97,10 +98,12 @@ pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
             && !out.contains(&object.key)
     });
     let shares = shares(spec, &loaded, source.ahead())?;
-    let pool = Pool::start(&loaded.engine, shares.workers, 2).map_err(JobError::Internal)?;
+    let side = loaded.facts.imgsz as usize;
+    let pool = Pool::start(&loaded.engine, shares.workers, 2, side)?;
     let params = Arc::new(pool_params(spec, &loaded.facts));
     let budget = Budget::new(shares.free, shares.reserve);
-    let (probed, rate) = probe(&pool, &params, &budget, &*source, &sample.kept);
+    let slots = loaded.engine.batching().map_or(0, |batching| batching.slots());
+    let (probed, rate) = probe(&pool, slots, &params, &budget, &*source, &sample.kept);
     pool.stop(Duration::from_secs(1));
     Ok(Estimate {
         skipped: plan.skipped.clone(),
@@ -138,8 +141,12 @@ impl Sample {
 }
 
 /// Pictures a second, over what could be done in the time; the first of each worker warms it up.
+///
+/// Devices answer a whole batch at once, so between the answers of a few pictures there is no time to
+/// be measured. They get the sample over and over, until all `slots` have been filled some times.
 fn probe(
     pool: &Pool,
+    slots: usize,
     params: &Arc<crate::pool::Params>,
     budget: &Arc<Budget>,
     source: &dyn Source,
@@ -148,8 +155,9 @@ fn probe(
     let (sender, answers) = crossbeam_channel::unbounded();
     let queue = pool.queue();
     let start = Instant::now();
+    let rounds = (4 * slots).div_ceil(sample.len().max(1)).max(1);
     let mut sent = 0;
-    for object in sample {
+    for object in std::iter::repeat_n(sample, rounds).flatten() {
         if start.elapsed() > PROBE {
             break;
         }
@@ -177,12 +185,26 @@ fn probe(
     }
     drop((sender, queue));
     let times: Vec<Instant> = answers.iter().collect();
-    let warm = pool.workers().min(times.len().saturating_sub(1));
-    let rate = match (times.get(warm.saturating_sub(1)), times.last()) {
+    let probed = sent.min(sample.len() as u64);
+    let rate = match slots {
+        0 => rate(&times, pool.workers()),
+        // Not even twice what may be on its way: the warm-up is in it, and nothing is left out.
+        _ if times.len() < 2 * slots => times.last().and_then(|last| {
+            let seconds = last.saturating_duration_since(start).as_secs_f64();
+            (seconds > 0.0).then(|| times.len() as f64 / seconds)
+        }),
+        _ => rate(&times, slots),
+    };
+    (probed, rate)
+}
+
+/// Answers a second after the first `warm` of them.
+fn rate(times: &[Instant], warm: usize) -> Option<f64> {
+    let warm = warm.min(times.len().saturating_sub(1));
+    match (times.get(warm.saturating_sub(1)), times.last()) {
         (Some(&first), Some(&last)) if last > first && warm > 0 => {
             Some((times.len() - warm) as f64 / (last - first).as_secs_f64())
         }
         _ => None,
-    };
-    (sent, rate)
+    }
 }

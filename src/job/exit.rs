@@ -1,6 +1,7 @@
 //! Exit codes, and which error means which.
 
 use crate::model::ModelError;
+use crate::pool::StartError;
 use crate::store::{Class, LockError, StoreError, one_line};
 
 /// What the process says with its exit code. Schedulers act on these; they never change meaning.
@@ -82,6 +83,9 @@ pub enum JobError {
     /// A thread or the machine failed.
     #[error("{}", one_line(.0))]
     Internal(String),
+    /// A device has no memory for us now, and may have some another time.
+    #[error("{}", one_line(.0))]
+    Exhausted(String),
     /// A store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -117,6 +121,15 @@ impl From<ModelError> for JobError {
     }
 }
 
+impl From<StartError> for JobError {
+    fn from(error: StartError) -> JobError {
+        match error {
+            StartError::Exhausted(text) => JobError::Exhausted(text),
+            StartError::Fault(text) => JobError::Internal(text),
+        }
+    }
+}
+
 impl JobError {
     /// A mistake in the request, in the words of the error that shows it and of its causes.
     #[must_use]
@@ -145,6 +158,7 @@ impl JobError {
             | JobError::Foreign(_) => Exit::Refused,
             JobError::Damaged(_) | JobError::Internal(_) => Exit::Failed,
             JobError::Empty(_) => Exit::Empty,
+            JobError::Exhausted(_) => Exit::Interrupted,
             JobError::Lock(LockError::Held(_) | LockError::Lost(_)) => Exit::Locked,
             JobError::Lock(LockError::Refused { .. } | LockError::Unguarded(_)) => Exit::Refused,
             JobError::Store(error) | JobError::Lock(LockError::Store(error)) => {

@@ -10,7 +10,7 @@ use super::memory::{Needs, Shares, divide};
 use super::pack::{self, Ready};
 use super::settings::Settings;
 use super::spec::{at_least_one, choice, defaults, megabytes, show, size, usage};
-use crate::engine::{self, Arithmetic, Chosen, Device, Engine, Precision};
+use crate::engine::{self, Arithmetic, Chosen, Device, Engine, EngineError, Precision};
 use crate::model::ModelFile;
 use crate::picture::{Limits, Truncated};
 use crate::pool::{self, Params};
@@ -32,6 +32,9 @@ pub struct Inference {
     pub imgsz: Option<u32>,
     /// What computes the network, and how.
     pub arithmetic: Arithmetic,
+    /// The device is what an earlier run was told, not this one: where it is not to be had, another
+    /// one will do.
+    pub device_is_inherited: bool,
     /// Classes to keep, as given.
     pub classes: Option<Vec<String>>,
     /// Suppress across classes.
@@ -55,8 +58,12 @@ pub struct Inference {
 pub struct Loaded {
     /// Executes the network.
     pub engine: Arc<dyn Engine>,
+    /// Where it does so.
+    pub device: Device,
     /// Digest, labels, size, classes, numeric class.
     pub facts: ModelFacts,
+    /// What people must be told about where it runs, since it may not be what they expect.
+    pub remarks: Vec<String>,
     /// What people may want to know about where the weights came from.
     pub notes: Vec<String>,
 }
@@ -85,12 +92,6 @@ impl Inference {
         {
             return Err(usage(format!("--imgsz is {imgsz}; it lies between 32 and 8192")));
         }
-        let precision = match s.precision.as_deref() {
-            None => Precision::Auto,
-            Some(name) => {
-                name.parse().map_err(|_| choice("precision", name, "auto, f32, bf16 or f16"))?
-            }
-        };
         let truncated = match s.truncated.as_deref() {
             None | Some("reject") => Truncated::Reject,
             Some("accept") => Truncated::Accept,
@@ -113,7 +114,8 @@ impl Inference {
             iou: unit(s.iou, "iou")?,
             max_det: at_least_one(s.max_det, "max-det")?.unwrap_or(1),
             imgsz: s.imgsz.map(|imgsz| imgsz.next_multiple_of(32)),
-            arithmetic: Arithmetic { precision, device: Device::Auto, batch: None },
+            arithmetic: arithmetic(s.precision.as_deref(), s.device.as_deref(), s.batch)?,
+            device_is_inherited: false,
             classes: s.classes.clone().filter(|classes| !classes.is_empty()),
             agnostic: s.agnostic == Some(true),
             square: s.square == Some(true),
@@ -131,21 +133,46 @@ impl Inference {
     /// When it cannot be read, is no YOLOv8 detector, or lacks a class that was asked for; when this
     /// machine has no such arithmetic.
     pub fn load(&self, s3: &S3Options, class: Option<&str>) -> Result<Loaded, JobError> {
-        let mut notes = Vec::new();
+        let (mut remarks, mut notes) = (Vec::new(), Vec::new());
         let file = ModelFile::find(&self.model, s3)?;
-        let chosen = engine::decide(&self.arithmetic, class, &mut notes)
-            .map_err(|error| JobError::usage(&error))?;
+        let (arithmetic, chosen) =
+            self.decide(class, &mut remarks).map_err(|error| JobError::usage(&error))?;
         let Ready { engine, sha256, labels, imgsz } = match pack::load(&file, &chosen, &mut notes)?
         {
             Some(ready) => ready,
-            None => self.read(&file, &chosen, class)?,
+            None => self.read(&file, &chosen, &arithmetic, class)?,
         };
+        let together = engine.batching().map(|batching| batching.pictures);
+        remarks.extend(about_batch(self.arithmetic.batch, together, class.is_some()));
         let imgsz = self.longest_side(imgsz);
         let classes =
             self.classes.as_ref().map(|wanted| resolve_classes(wanted, &labels)).transpose()?;
         let numeric_class = engine.numeric_class().to_owned();
         let facts = ModelFacts { sha256, labels, imgsz, classes, numeric_class };
-        Ok(Loaded { engine, facts, notes })
+        Ok(Loaded { engine, device: device(&chosen), facts, remarks, notes })
+    }
+
+    /// What computes, and how.
+    fn decide(
+        &self,
+        class: Option<&str>,
+        remarks: &mut Vec<String>,
+    ) -> Result<(Arithmetic, Chosen), EngineError> {
+        let mut arithmetic = self.arithmetic.clone();
+        if class.is_some() {
+            // It has its batch in its class. The same command must be able to go on with it, also
+            // where the batch that it asks for did not fit when the job was begun.
+            arithmetic.batch = None;
+        }
+        match engine::decide(&arithmetic, class, remarks) {
+            Err(EngineError::Device { device, reason }) if self.device_is_inherited => {
+                remarks.push(format!("not on {device}, as before: {reason}"));
+                arithmetic.device = Device::Auto;
+            }
+            decided => return Ok((arithmetic, decided?)),
+        }
+        let chosen = engine::decide(&arithmetic, class, remarks)?;
+        Ok((arithmetic, chosen))
     }
 
     /// The longest side of the network's input: asked for, or the model's own.
@@ -159,6 +186,7 @@ impl Inference {
         &self,
         file: &ModelFile,
         chosen: &Chosen,
+        arithmetic: &Arithmetic,
         class: Option<&str>,
     ) -> Result<Ready, JobError> {
         let model = file.read()?;
@@ -167,8 +195,8 @@ impl Inference {
         // The engine keeps its own form of the weights; this was the last use of the file's.
         let side = self.longest_side(imgsz) as usize;
         let network = Arc::new(model.network);
-        let engine = engine::open(network, chosen, &self.arithmetic, class, side)
-            .map_err(|error| JobError::usage(&error))?;
+        let engine = engine::open(network, chosen, arithmetic, class, side)
+            .map_err(|error| unopened(&error, class.is_some()))?;
         Ok(Ready { engine, sha256, labels, imgsz })
     }
 
@@ -204,13 +232,93 @@ impl Inference {
     /// [`JobError::Usage`] when not even one worker fits.
     pub fn shares(&self, loaded: &Loaded, answers: u64) -> Result<Shares, JobError> {
         let side = loaded.facts.imgsz as usize;
+        // Where devices compute, their memory is their own.
+        let network = match loaded.engine.batching() {
+            None => loaded.engine.scratch_bytes(side, side),
+            Some(_) => 0,
+        };
         let needs = Needs {
             weights: loaded.engine.weight_bytes(),
-            arena: loaded.engine.scratch_bytes(side, side) + pool::kept_bytes(side),
+            arena: network + pool::kept_bytes(side),
+            slots: pool::slot_bytes(&*loaded.engine, side),
             parts: answers,
             picture: self.limits.max_memory,
         };
         divide(self.memory_budget, self.workers(), needs)
+    }
+}
+
+/// Why there is no engine, for a job that was `begun` or for a new one.
+fn unopened(error: &EngineError, begun: bool) -> JobError {
+    match JobError::usage(error) {
+        // A device that fails while it is tried is nobody's mistake.
+        JobError::Usage(text) if matches!(error, EngineError::Execute { .. }) => {
+            JobError::Internal(text)
+        }
+        // What has fitted before will do so again, once others have given back what they took.
+        JobError::Usage(text) if begun && matches!(error, EngineError::OutOfMemory { .. }) => {
+            JobError::Exhausted(text)
+        }
+        error => error,
+    }
+}
+
+/// Where that computes.
+fn device(chosen: &Chosen) -> Device {
+    match chosen {
+        Chosen::Kernels(_) | Chosen::Candle => Device::Cpu,
+        Chosen::Gpus(gpus) => Device::Cuda(gpus.clone()),
+    }
+}
+
+/// Most pictures that a GPU is asked to compute together.
+const MOST_TOGETHER: usize = 1024;
+
+/// What computes, as `--precision`, `--device` and `--batch` say it.
+///
+/// # Errors
+/// [`JobError::Usage`] naming the setting, its value and what it may be.
+pub fn arithmetic(
+    precision: Option<&str>,
+    device: Option<&str>,
+    batch: Option<usize>,
+) -> Result<Arithmetic, JobError> {
+    let precision = match precision {
+        None => Precision::Auto,
+        Some(name) => {
+            name.parse().map_err(|_| choice("precision", name, "auto, f32, bf16 or f16"))?
+        }
+    };
+    let device = match device {
+        None => Device::Auto,
+        Some(name) => name.parse().map_err(|reason| usage(format!("--device: {reason}")))?,
+    };
+    match batch {
+        Some(batch) if !(1..=MOST_TOGETHER).contains(&batch) => {
+            Err(usage(format!("--batch is {batch}; it lies between 1 and {MOST_TOGETHER}")))
+        }
+        batch => Ok(Arithmetic { precision, device, batch }),
+    }
+}
+
+/// What there is to say where `--batch` asks for other than what the engine does: it computes so many
+/// pictures `together`, or one at a time. `begun` is for a job that exists.
+pub(crate) fn about_batch(
+    asked: Option<usize>,
+    together: Option<usize>,
+    begun: bool,
+) -> Option<String> {
+    let asked = asked?;
+    match together {
+        Some(together) if together == asked => None,
+        None => Some(format!("--batch {asked} is for GPUs: a CPU computes picture by picture")),
+        Some(together) if begun => Some(format!(
+            "--batch {asked} is left aside: the job was begun with batches of {together}"
+        )),
+        Some(together) => Some(format!(
+            "batches of {together} instead of {asked}: larger ones do not fit into the GPU's memory, or \
+             give a picture other bits by its place in them"
+        )),
     }
 }
 
@@ -235,4 +343,54 @@ pub fn resolve_classes(wanted: &[String], labels: &[String]) -> Result<Vec<u32>,
     classes.sort_unstable();
     classes.dedup();
     Ok(classes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Exit;
+
+    fn on(device: Device) -> Inference {
+        let settings = Settings { model: Some("/m.pt".into()), ..Settings::default() };
+        let inference = Inference::new(settings).unwrap();
+        let arithmetic = Arithmetic { device, batch: Some(64), ..inference.arithmetic };
+        Inference { arithmetic, ..inference }
+    }
+
+    #[test]
+    fn a_job_that_exists_has_its_own_batch() {
+        let decided = |class| on(Device::Cpu).decide(class, &mut Vec::new()).unwrap();
+        assert_eq!(decided(None).0.batch, Some(64));
+        let (arithmetic, chosen) = decided(Some("f32-portable"));
+        assert_eq!((arithmetic.batch, device(&chosen)), (None, Device::Cpu));
+    }
+
+    #[test]
+    fn a_device_of_another_run_is_left_where_it_is_not_here() {
+        let elsewhere = on(Device::Cuda(vec![9999]));
+        let mut remarks = Vec::new();
+        assert!(elsewhere.decide(Some("f32-portable"), &mut remarks).is_err());
+        let inherited = Inference { device_is_inherited: true, ..elsewhere };
+        let (arithmetic, chosen) = inherited.decide(Some("f32-portable"), &mut remarks).unwrap();
+        assert_eq!((arithmetic.device, device(&chosen)), (Device::Auto, Device::Cpu));
+        assert!(remarks[0].starts_with("not on cuda:9999, as before: "), "{remarks:?}");
+    }
+
+    #[test]
+    fn what_is_said_of_a_batch_is_what_became_of_it() {
+        let said = |asked, together, begun| about_batch(asked, together, begun).unwrap_or_default();
+        assert_eq!(said(None, Some(32), true), "");
+        assert_eq!(said(Some(32), Some(32), false), "");
+        assert!(said(Some(8), None, false).contains("--batch 8 is for GPUs"));
+        assert!(said(Some(8), Some(32), true).contains("begun with batches of 32"));
+        assert!(said(Some(64), Some(32), false).starts_with("batches of 32 instead of 64: "));
+    }
+
+    #[test]
+    fn a_full_gpu_is_a_passing_fault_for_what_has_fitted_before() {
+        let full = EngineError::OutOfMemory { device: "0".into(), needs: "8 MiB".into() };
+        assert_eq!(unopened(&full, true).exit(), Exit::Interrupted);
+        assert_eq!(unopened(&full, false).exit(), Exit::Refused);
+        assert_eq!(unopened(&EngineError::Half, true).exit(), Exit::Refused);
+    }
 }

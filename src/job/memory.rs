@@ -22,6 +22,8 @@ pub(super) struct Needs {
     pub weights: u64,
     /// Working memory of one worker for the largest input.
     pub arena: u64,
+    /// Pictures on their way to devices, where the engine has some.
+    pub slots: u64,
     /// Lines of the mini-batches that may be open at once.
     pub parts: u64,
     /// The largest picture allowed: file and pixels.
@@ -60,14 +62,18 @@ pub(super) fn divide(
     workers: usize,
     needs: Needs,
 ) -> Result<Shares, JobError> {
-    let fixed = needs.weights + needs.parts + needs.picture;
+    let fixed = needs.weights + needs.slots + needs.parts + needs.picture;
     let wanted = fixed + needs.arena * workers as u64;
     let ahead = (AHEAD + PHOTOGRAPH * (workers as u64 - 1)).min(MOST_AHEAD);
     let budget = budget.unwrap_or_else(|| DEFAULT.max(wanted + ahead));
     let Some(left) = budget.checked_sub(fixed + needs.arena) else {
+        let (slots, batch) = match needs.slots {
+            0 => (String::new(), ""),
+            slots => (format!("pictures for the devices {}, ", mib(slots)), "--batch, "),
+        };
         return Err(JobError::Usage(format!(
-            "--memory-budget is {} and one worker needs {}: weights {}, working memory {}, open \
-             parts {}, and {} for the largest picture allowed (raise the budget, or lower \
+            "--memory-budget is {} and one worker needs {}: weights {}, working memory {}, {slots}open \
+             parts {}, and {} for the largest picture allowed (raise the budget, or lower {batch}\
              --max-picture-memory, --imgsz or --max-images)",
             mib(budget),
             mib(fixed + needs.arena),
@@ -110,7 +116,10 @@ mod tests {
     use super::*;
 
     const NEEDS: Needs =
-        Needs { weights: 10 << 20, arena: 50 << 20, parts: 6 << 20, picture: 100 << 20 };
+        Needs { weights: 10 << 20, arena: 50 << 20, slots: 0, parts: 6 << 20, picture: 100 << 20 };
+
+    /// A device's: 128 slots, and workers that only decode and letterbox.
+    const DEVICE: Needs = Needs { weights: 100 << 20, arena: 12 << 20, slots: 150 << 20, ..NEEDS };
 
     #[test]
     fn the_default_fits_all_workers() {
@@ -132,6 +141,24 @@ mod tests {
     fn too_little_for_one_names_the_need() {
         let error = divide(Some(165 << 20), 4, NEEDS).unwrap_err().to_string();
         assert!(error.contains("is 165 MiB and one worker needs 166 MiB"), "{error}");
+    }
+
+    #[test]
+    fn what_is_on_its_way_to_devices_counts_once() {
+        // Everything that is fixed, 12 MiB for each worker, files ahead, a photograph for each worker
+        // but one.
+        let shares = divide(None, 16, DEVICE).unwrap();
+        assert_eq!(shares.budget, (356 + 16 * 12 + 2048) << 20);
+        assert_eq!((shares.workers, shares.free, shares.note), (16, 2048 << 20, None));
+        assert_eq!(divide(None, 1, DEVICE).unwrap().free, 64 << 20);
+        let tight = divide(Some(400 << 20), 16, DEVICE).unwrap();
+        assert_eq!((tight.workers, tight.free), (3, 8 << 20));
+        let error = divide(Some(367 << 20), 16, DEVICE).unwrap_err().to_string();
+        assert!(error.contains("one worker needs 368 MiB"), "{error}");
+        assert!(error.contains("pictures for the devices 150 MiB, open parts"), "{error}");
+        assert!(error.contains("lower --batch, --max-picture-memory"), "{error}");
+        let error = divide(Some(1), 1, NEEDS).unwrap_err().to_string();
+        assert!(!error.contains("devices") && !error.contains("--batch"), "{error}");
     }
 
     #[test]

@@ -46,7 +46,8 @@ pub use exit::{EXIT_HELP, Exit, JobError};
 pub use feeder::size_fault;
 pub use fingerprint::{Fingerprint, ModelFacts};
 pub use gate::{Gate, GateResult, Totals, judge};
-pub use inference::{Inference, Loaded, resolve_classes};
+pub(crate) use inference::about_batch;
+pub use inference::{Inference, Loaded, arithmetic, resolve_classes};
 pub use line::{
     BoxUnit, Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, Meta,
     write_detections, write_error,

@@ -42,6 +42,13 @@ pub fn pack_model(
     dest: Option<&Path>,
 ) -> Result<MadePack, JobError> {
     let usage = |error: EngineError| JobError::usage(&error);
+    if precision == Precision::F16 {
+        return Err(JobError::Usage(
+            "--precision f16 is for GPUs, which read the checkpoint itself; a pack is for CPUs \
+             (auto, f32 or bf16)"
+                .into(),
+        ));
+    }
     let forced = engine::forced().map_err(usage)?;
     let tier = engine::choose(precision, None, forced).map_err(usage)?;
     let found = ModelFile::find(file, s3)?;

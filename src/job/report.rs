@@ -10,7 +10,11 @@ use super::exit::Exit;
 use super::gate::{Gate, GateResult, Totals, judge};
 use super::memory::mib;
 use super::notices::grouped;
+use crate::pool::DevicesSoFar;
 use crate::store::{Skip, Traffic, one_line};
+
+/// A device that is busy for this share of its time is what bounds a run.
+const BUSY: f64 = 0.85;
 
 /// Thread-seconds by stage.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -23,7 +27,8 @@ pub struct Stages {
     pub decode: f64,
     /// RGB to network input.
     pub letterbox: f64,
-    /// The network.
+    /// The network; where devices compute, the time of theirs between the beginning of a batch and its
+    /// end, which is no thread's.
     pub infer: f64,
     /// Choosing boxes.
     pub boxes: f64,
@@ -35,6 +40,13 @@ pub struct Stages {
     pub idle: f64,
     /// Workers waiting for memory.
     pub memory: f64,
+    /// Workers waiting for a device to take a picture off their hands.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub devices: f64,
+}
+
+fn is_zero(seconds: &f64) -> bool {
+    *seconds == 0.0
 }
 
 /// What a shard's run had to do: its share of the job.
@@ -105,10 +117,15 @@ pub struct Report {
     pub images_per_second: f64,
     /// Worker threads.
     pub workers: usize,
+    /// Where the network ran: `cpu`, or the GPUs, as `--device` names them.
+    pub device: String,
     /// The engine's numeric class.
     pub numeric_class: String,
     /// Thread-seconds by stage.
     pub stages: Stages,
+    /// What the devices did, where devices compute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<DevicesSoFar>,
     /// The share of the workers' time in which there was no picture for them.
     pub waiting: f64,
     /// What was asked of S3, if anything was.
@@ -154,8 +171,23 @@ impl Report {
         if available > 0.0 {
             self.waiting = (stages.idle / available).min(1.0);
         }
+        if let Some(devices) = self.devices.filter(|d| self.pictures > 0 && d.utilisation() >= BUSY)
+        {
+            let percent = |share: f64| 100.0 * share;
+            let names = if devices.devices == 1 { "the device was" } else { "the devices were" };
+            self.bound = format!(
+                "Bounded by the network: {names} busy {:.0} % of the time, with batches that were \
+                 {:.0} % full.",
+                percent(devices.utilisation()),
+                percent(devices.fullness())
+            );
+            return;
+        }
+        // Where devices compute, that is nobody's time here.
+        let infer = if self.devices.is_some() { 0.0 } else { stages.infer };
         let mut shares = [
-            ("the network", stages.infer),
+            ("the network", infer),
+            ("waiting for devices", stages.devices),
             ("decoding", stages.decode),
             ("letterboxing", stages.letterbox),
             ("choosing boxes", stages.boxes),
@@ -186,6 +218,9 @@ impl Report {
                          time; {what} took {share:.0} % of the run."
                     )
                 }
+                "waiting for devices" => format!(
+                    "Bounded by the network: workers waited for a device {percent:.0} % of their time."
+                ),
                 "the memory budget" => format!(
                     "Bounded by the memory budget: workers waited for memory {percent:.0} % of \
                      their time (--memory-budget)."
@@ -268,8 +303,13 @@ impl Report {
             let before = (mine.0 + mine.1).saturating_sub(self.pictures);
             let before =
                 if before > 0 { format!(" ({before} were done before)") } else { String::new() };
+            // A class of CPUs says so itself.
+            let on = match self.device.as_str() {
+                "" | "cpu" => String::new(),
+                gpus => format!(", {gpus}"),
+            };
             line(format_args!(
-                "{} pictures in {:.1} s{before}, {:.2} images/s, {} workers, class {}",
+                "{} pictures in {:.1} s{before}, {:.2} images/s, {} workers{on}, class {}",
                 self.pictures,
                 self.seconds,
                 self.images_per_second,
@@ -290,6 +330,19 @@ impl Report {
                 s.write,
                 s.idle,
                 100.0 * self.waiting
+            ));
+        }
+        if let Some(devices) = self.devices.filter(|devices| devices.batches > 0) {
+            let names = if devices.devices == 1 { "device" } else { "devices" };
+            line(format_args!(
+                "{} {names}: busy {:.1} %, {} batches of {}, {:.1} % full; workers waited for them \
+                 {:.2} s",
+                devices.devices,
+                100.0 * devices.utilisation(),
+                grouped(devices.batches),
+                devices.batch,
+                100.0 * devices.fullness(),
+                self.stages.devices,
             ));
         }
         if let Some(traffic) = self.store.as_ref().filter(|traffic| traffic.requests > 0) {
@@ -395,6 +448,53 @@ mod tests {
         report.judge();
         assert!((report.waiting - 0.025).abs() < 1e-9, "{}", report.waiting);
         assert!(report.text().contains("; waiting for pictures 0.50 (2.5 %)\n"));
+    }
+
+    #[test]
+    fn gpus_are_named() {
+        let mut report =
+            Report { pictures: 5, workers: 2, device: "cpu".into(), ..Report::default() };
+        assert!(report.text().contains(" 2 workers, class "), "{}", report.text());
+        report.device = "cuda:0,1".into();
+        assert!(report.text().contains(" 2 workers, cuda:0,1, class "), "{}", report.text());
+    }
+
+    #[test]
+    fn devices_are_judged_by_their_own_time() {
+        let mut devices = DevicesSoFar {
+            devices: 1,
+            batch: 8,
+            batches: 2000,
+            pictures: 12_000,
+            padded: 4000,
+            busy: 9.5,
+            waited: 0.5,
+        };
+        let judged = |devices: DevicesSoFar, stages: Stages| {
+            let devices = Some(devices);
+            let report = Report { pictures: 5, seconds: 10.0, workers: 2, ..Report::default() };
+            let mut report = Report { devices, stages, ..report };
+            report.judge();
+            report
+        };
+        // The device's time is not the workers': it would be more than they have.
+        let stages = Stages { infer: 40.0, idle: 15.0, decode: 3.0, ..Stages::default() };
+        let report = judged(devices, stages);
+        assert!(report.bound.contains("busy 95 % of the time, with batches that were 75 % full"));
+        let line = "\n1 device: busy 95.0 %, 2,000 batches of 8, 75.0 % full; workers waited";
+        assert!(report.text().contains(line), "{}", report.text());
+        assert_eq!(serde_json::to_value(&report).unwrap()["devices"]["padded"], 4000);
+        (devices.busy, devices.waited) = (2.0, 8.0);
+        let bound = |stages| judged(devices, stages).bound;
+        assert!(bound(Stages { decode: 19.0, ..stages }).contains("decoding: 95 %"));
+        assert!(bound(stages).contains("supply of pictures"));
+        let waiting = Stages { devices: 16.0, ..stages };
+        assert!(bound(waiting).contains("waited for a device 80 %"), "{}", bound(waiting));
+        // Where there is none, nothing is said of any.
+        let report = Report { pictures: 5, ..Report::default() };
+        assert!(!report.text().contains("device"), "{}", report.text());
+        let json = serde_json::to_value(&report).unwrap();
+        assert!(json.get("devices").is_none() && json["stages"].get("devices").is_none());
     }
 
     #[test]

@@ -135,7 +135,9 @@ pub fn retry(of: &Path, flags: Settings) -> Result<Retrial, JobError> {
             (base, Retry { output: name, job: job.id, witness, witness_b64 })
         }
     };
+    let inherited = flags.device.is_none();
     let mut spec = Spec::new(flags.over(base))?;
+    spec.inference.device_is_inherited = inherited;
     spec.retry = Some(retry);
     Ok(Retrial::Job(Box::new(spec)))
 }

@@ -24,6 +24,7 @@ use super::since::{Known, resolve};
 use super::spec::{IfLocked, Input, Spec};
 use super::strikes::{STRIKES, forget};
 use super::terminal::Terminal;
+use crate::engine::Engine;
 use crate::failpoint;
 use crate::store::{
     Hold, LARGEST_META, Listed, LocalSource, LocalStore, Location, LockError, Place, S3, S3Options,
@@ -108,8 +109,16 @@ pub fn load_model(spec: &Spec, class: Option<&str>) -> Result<Loaded, JobError> 
 /// Pictures that may be in open mini-batches before another one is opened: enough to keep every
 /// worker busy, whatever the size of a mini-batch, and so many more that `ahead` of them can be on
 /// their way at the end of one.
-pub(super) fn open_pictures(spec: &Spec, workers: usize, ahead: usize) -> usize {
-    spec.caps.pictures.max(8 * workers) + ahead.saturating_sub(1)
+pub(super) fn open_pictures(
+    spec: &Spec,
+    engine: &dyn Engine,
+    workers: usize,
+    ahead: usize,
+) -> usize {
+    // Where devices compute, those of the batches in flight, and as many again for the pictures that
+    // are read, decoded and answered meanwhile.
+    let devices = 2 * engine.batching().map_or(0, |batching| batching.slots());
+    spec.caps.pictures.max(8 * workers + devices) + ahead.saturating_sub(1)
 }
 
 /// Divides the memory budget among the workers of a job.
@@ -120,7 +129,8 @@ pub(super) fn shares(spec: &Spec, loaded: &Loaded, ahead: usize) -> Result<Share
     let inference = &spec.inference;
     let longest_label = loaded.facts.labels.iter().map(String::len).max().unwrap_or(0);
     let meta = if from_table(spec) { LARGEST_META as u64 + 8 } else { 0 };
-    let pictures = open_pictures(spec, inference.workers(), ahead) + spec.caps.pictures;
+    let pictures =
+        open_pictures(spec, &*loaded.engine, inference.workers(), ahead) + spec.caps.pictures;
     inference
         .shares(loaded, pictures as u64 * (longest_line(inference.max_det, longest_label) + meta))
 }
@@ -395,6 +405,7 @@ pub fn open_on(
         Mode::Run | Mode::Resume => manifest.job()?,
     };
     let mut loaded = load(&spec, before.as_ref().and_then(numeric_class))?;
+    loaded.remarks.iter().for_each(|remark| terminal.say(&one_line(remark)));
     loaded.notes.iter().for_each(|note| terminal.detail(note));
     // Before anything is written; what the source reads ahead of time comes to little more.
     shares(&spec, &loaded, 1)?;

@@ -59,7 +59,7 @@ settings! {
     /// Longest side of the network's input, a multiple of 32 [default: 640, or the model's own]
     #[arg(long, value_name = "N", help_heading = "Detections")]
     imgsz: u32,
-    /// Arithmetic of the network: auto (the fastest here), f32 or bf16 [default: auto]
+    /// Arithmetic of the network: auto (the fastest here), f32, bf16, or f16 on a GPU [default: auto]
     #[arg(long, value_name = "KIND", help_heading = "Detections")]
     precision: String,
     /// Keep these classes only: names or numbers, separated by commas
@@ -144,6 +144,12 @@ settings! {
     /// Worker threads [default: one for each core]
     #[arg(long, value_name = "N", help_heading = "Resources")]
     workers: usize,
+    /// Where the network runs: auto (a GPU if there is one), cpu, or GPUs: cuda:0, cuda:0,1 [default: auto]
+    #[arg(long, value_name = "DEVICE", help_heading = "Resources")]
+    device: String,
+    /// Pictures that a GPU computes together, 1 to 1024 [default: as suits it]
+    #[arg(long, value_name = "N", help_heading = "Resources")]
+    batch: usize,
     /// Memory for everything [default: what all workers and the largest picture allowed need, at least 384MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Resources")]
     memory_budget: String,

@@ -95,6 +95,11 @@ impl Decoder {
         Ok(picture)
     }
 
+    /// The picture that was decoded last, to be kept; its memory goes with it.
+    pub fn take(&mut self) -> Picture {
+        std::mem::take(&mut self.picture)
+    }
+
     /// Give back what is not worth keeping: after it at most [`Decoder::KEPT`] bytes are held. To
     /// be called when a picture is done with.
     pub fn trim(&mut self) {

@@ -53,6 +53,12 @@ impl Budget {
         self.changed.notify_all();
     }
 
+    /// Wakes those who wait for bytes or for something else to do: there is something.
+    pub(super) fn nudge(&self) {
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,6 +87,36 @@ impl Ticket {
             state = budget.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())
+    }
+
+    /// Takes `bytes` more, waiting for them if need be, but no longer than until there is `something
+    /// else` to do; says whether it took them. Who makes something to do calls [`Budget::nudge`].
+    ///
+    /// # Errors
+    /// As [`Ticket::grow`].
+    pub(super) fn grow_unless(
+        &mut self,
+        bytes: u64,
+        something_else: &dyn Fn() -> bool,
+    ) -> Result<bool, Closed> {
+        let budget = self.budget.clone();
+        let mut state = budget.lock();
+        loop {
+            if self.take(&mut state, bytes)? {
+                return Ok(true);
+            }
+            // Under the lock, which whoever nudges takes, too: nothing comes up unseen between this
+            // look and the waiting.
+            if something_else() {
+                return Ok(false);
+            }
+            state = budget.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The budget that it is of.
+    pub(super) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
     }
 
     /// Takes `bytes` more if they are there; says whether they were.

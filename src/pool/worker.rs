@@ -1,242 +1,24 @@
-//! The threads, and what one does with a picture.
+//! A worker that computes: what it does with a picture.
 
-use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, select};
+use crossbeam_channel::{Receiver, TryRecvError, select};
 
+use super::answer::{boxes, draw, said};
 use super::budget::Ticket;
-use super::crash::{self, AtWork, CrashNote, SignalStack};
-use crate::engine::{Engine, Input, Team, Worker};
+use super::crash::{AtWork, CrashNote, SignalStack};
+use super::threads::with_cause;
+use super::work::{Analysis, Failure, Idle, Outcome, Params, Spent, Work};
+use crate::engine::{Engine, EngineError, Input, Team, Worker};
 use crate::failpoint;
-use crate::picture::{
-    Decoder, Encoding, Letterbox, Letterboxer, Limits, Mark, Picture, PictureError, annotate, probe,
-};
-use crate::yolo::{Candidate, Nms, NmsOptions};
-
-/// What to do with a picture.
-#[derive(Clone, Debug)]
-pub struct Params {
-    /// What a picture may be.
-    pub limits: Limits,
-    /// Longest side of the network's input.
-    pub imgsz: u32,
-    /// Letterbox to a square.
-    pub square: bool,
-    /// Which boxes are kept.
-    pub nms: NmsOptions,
-    /// Draw them.
-    pub annotate: Option<Annotate>,
-}
-
-/// How boxes are drawn.
-#[derive(Clone, Debug)]
-pub struct Annotate {
-    /// Class names by index.
-    pub labels: Arc<[String]>,
-    /// What the drawn picture is written as.
-    pub encoding: Encoding,
-}
-
-impl Annotate {
-    /// As a JPEG.
-    #[must_use]
-    pub fn jpeg(labels: &[String]) -> Annotate {
-        Annotate { labels: labels.into(), encoding: Encoding::Jpeg }
-    }
-}
-
-/// A detected object in pixels of the upright picture.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Found {
-    /// Class index.
-    pub class: u32,
-    /// Confidence, 0 to 1.
-    pub score: f32,
-    /// x1, y1, x2, y2 in pixels of the upright picture.
-    pub bbox: [f32; 4],
-}
-
-/// What was found in a picture.
-#[derive(Clone, Debug)]
-pub struct Analysis {
-    /// Pixels across, upright.
-    pub width: u32,
-    /// Pixels down, upright.
-    pub height: u32,
-    /// The file ended early and was taken all the same.
-    pub truncated: bool,
-    /// By score, then class, then anchor.
-    pub found: Vec<Found>,
-    /// The file of the picture with its boxes, if asked for and possible: none for a side over
-    /// 65,535.
-    pub annotated: Option<Vec<u8>>,
-}
-
-/// Why there is no [`Analysis`].
-#[derive(Debug)]
-pub enum Failure {
-    /// The picture's own fault; another try gives the same.
-    Picture(PictureError),
-    /// The worker's fault; the picture is not to blame.
-    Worker(String),
-    /// Nobody wants it any more.
-    Cancelled,
-}
-
-/// Time spent on a picture, stage by stage.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Spent {
-    /// Bytes to upright RGB.
-    pub decode: Duration,
-    /// RGB to network input.
-    pub letterbox: Duration,
-    /// The network.
-    pub infer: Duration,
-    /// NMS and mapping back.
-    pub boxes: Duration,
-    /// Drawing and encoding, if asked for.
-    pub draw: Duration,
-}
-
-/// The answer to a piece of work.
-#[derive(Debug)]
-pub struct Outcome {
-    /// What was found, or why not.
-    pub result: Result<Analysis, Failure>,
-    /// Where the time went.
-    pub spent: Spent,
-    /// Holds the bytes of `annotated` until it is dropped.
-    pub ticket: Ticket,
-}
-
-/// A picture for the pool.
-pub struct Work {
-    /// The file's bytes; the ticket holds as many.
-    pub bytes: Vec<u8>,
-    /// What to do with it.
-    pub params: Arc<Params>,
-    /// Its place in the order of the budget.
-    pub ticket: Ticket,
-    /// Set when nobody wants the answer any more.
-    pub cancelled: Arc<AtomicBool>,
-    /// What is left of it if the worker dies of a signal.
-    pub note: Option<CrashNote>,
-    /// Called on the worker's thread with the answer.
-    pub reply: Box<dyn FnOnce(Outcome) + Send>,
-}
-
-/// Time that workers did not work, in all of them together.
-#[derive(Debug, Default)]
-pub struct Idle {
-    queue: AtomicU64,
-    budget: AtomicU64,
-}
-
-impl Idle {
-    /// Waiting for pictures, and with nobody to assist.
-    #[must_use]
-    pub fn queue(&self) -> Duration {
-        Duration::from_nanos(self.queue.load(Ordering::Relaxed))
-    }
-
-    /// Waiting for memory.
-    #[must_use]
-    pub fn budget(&self) -> Duration {
-        Duration::from_nanos(self.budget.load(Ordering::Relaxed))
-    }
-}
-
-/// The workers and their queue.
-pub struct Pool {
-    queue: Option<Sender<Work>>,
-    // One rayon pool of one thread for each worker: rayon inside the network stays on that thread,
-    // so no worker is interrupted half-way to begin another picture in the same scratch memory.
-    threads: Vec<rayon::ThreadPool>,
-    finished: Receiver<()>,
-    idle: Arc<Idle>,
-}
-
-impl Pool {
-    /// Starts `workers` threads, with room for `waiting` pictures before [`Pool::queue`] blocks.
-    ///
-    /// # Errors
-    /// When threads or the engine's scratch memory cannot be had.
-    pub fn start(engine: &Arc<dyn Engine>, workers: usize, waiting: usize) -> Result<Pool, String> {
-        crash::install();
-        let (queue, work) = crossbeam_channel::bounded::<Work>(waiting.max(1));
-        let (alive, finished) = crossbeam_channel::bounded::<()>(0);
-        let idle = Arc::new(Idle::default());
-        let team = Team::new(NonZeroUsize::new(workers).unwrap_or(NonZeroUsize::MIN));
-        let mut threads = Vec::with_capacity(workers);
-        for index in 0..workers {
-            let mut worker = State {
-                engine: engine.clone(),
-                network: engine.member(&team).map_err(|error| with_cause(&error))?,
-                team: team.clone(),
-                decoder: Decoder::new(),
-                letterboxer: Letterboxer::new(),
-                nms: Nms::new(),
-                candidates: Vec::new(),
-                idle: idle.clone(),
-            };
-            let thread = rayon::ThreadPoolBuilder::new()
-                .num_threads(1)
-                .thread_name(move |_| format!("worker-{index}"))
-                .build()
-                .map_err(|error| format!("cannot start worker thread {index}: {error}"))?;
-            let (work, alive) = (work.clone(), alive.clone());
-            thread.spawn(move || {
-                let _alive = alive;
-                worker.serve(&work);
-            });
-            threads.push(thread);
-        }
-        Ok(Pool { queue: Some(queue), threads, finished, idle })
-    }
-
-    /// How many workers there are.
-    #[must_use]
-    pub fn workers(&self) -> usize {
-        self.threads.len()
-    }
-
-    /// Time that workers did not work so far.
-    #[must_use]
-    pub fn idle(&self) -> Arc<Idle> {
-        self.idle.clone()
-    }
-
-    /// A handle for submitting work; submission blocks while the queue is full.
-    ///
-    /// # Panics
-    /// Never before [`Pool::stop`], which consumes the pool.
-    #[must_use]
-    pub fn queue(&self) -> Sender<Work> {
-        self.queue.clone().expect("the pool was stopped. This is a bug.")
-    }
-
-    /// Waits until the queue is empty and all handles to it are dropped, but not longer than
-    /// `patience`: a decoder that never returns must not keep the process.
-    pub fn stop(mut self, patience: Duration) {
-        self.queue = None;
-        // Disconnects when the last worker has left its loop.
-        let _ = self.finished.recv_timeout(patience);
-    }
-}
-
-/// Bytes at most that a worker keeps between pictures besides the network's own, for an input of
-/// `side` by `side` pixels: the letterboxed picture, candidates, and what decoding keeps.
-#[must_use]
-pub fn kept_bytes(side: usize) -> u64 {
-    (8 * side * side + Decoder::KEPT) as u64
-}
+use crate::picture::{Decoder, Letterbox, Letterboxer, Picture, probe};
+use crate::yolo::{Candidate, Nms};
 
 /// What one worker owns.
-struct State {
+pub(super) struct State {
     engine: Arc<dyn Engine>,
     network: Box<dyn Worker>,
     team: Arc<Team>,
@@ -248,7 +30,28 @@ struct State {
 }
 
 impl State {
-    fn serve(&mut self, queue: &Receiver<Work>) {
+    /// A worker of the team.
+    ///
+    /// # Errors
+    /// When the engine's scratch memory cannot be had.
+    pub(super) fn new(
+        engine: &Arc<dyn Engine>,
+        team: &Arc<Team>,
+        idle: &Arc<Idle>,
+    ) -> Result<State, EngineError> {
+        Ok(State {
+            engine: engine.clone(),
+            network: engine.member(team)?,
+            team: team.clone(),
+            decoder: Decoder::new(),
+            letterboxer: Letterboxer::new(),
+            nms: Nms::new(),
+            candidates: Vec::new(),
+            idle: idle.clone(),
+        })
+    }
+
+    pub(super) fn serve(&mut self, queue: &Receiver<Work>) {
         let _signals = SignalStack::new();
         loop {
             let Some(work) = self.next(queue) else { return };
@@ -289,7 +92,7 @@ impl State {
                     recv(calls) -> _ => None,
                 }
             });
-            add(&self.idle.queue, start.elapsed());
+            self.idle.add_queue(start.elapsed());
             if let Some(work) = work {
                 return work;
             }
@@ -315,12 +118,7 @@ impl State {
                 self.decoder = Decoder::new();
                 self.letterboxer = Letterboxer::new();
                 self.nms = Nms::new();
-                let text = panic
-                    .downcast_ref::<&str>()
-                    .map(|text| (*text).to_owned())
-                    .or_else(|| panic.downcast_ref::<String>().cloned());
-                let text = text.unwrap_or_else(|| "without a message".to_owned());
-                Err(Failure::Worker(format!("a worker panicked: {text}")))
+                Err(Failure::Worker(format!("a worker panicked: {}", said(&*panic))))
             }
         }
     }
@@ -338,7 +136,7 @@ impl State {
         let waiting = Instant::now();
         ticket.grow(header.decode_bytes).map_err(|_| Failure::Cancelled)?;
         let waited = waiting.elapsed();
-        add(&self.idle.budget, waited);
+        self.idle.add_budget(waited);
         let picture = self.decoder.run(bytes, &header, &params.limits).map_err(Failure::Picture)?;
         spent.decode = start.elapsed() - waited;
 
@@ -365,16 +163,7 @@ impl State {
         spent.infer = start.elapsed();
 
         let start = Instant::now();
-        self.nms.run(&params.nms, &mut self.candidates);
-        let found: Vec<Found> = self
-            .candidates
-            .iter()
-            .map(|kept| Found {
-                class: kept.class,
-                score: kept.score,
-                bbox: geometry.to_picture(kept.bbox),
-            })
-            .collect();
+        let found = boxes(&mut self.nms, &params.nms, &mut self.candidates, &geometry);
         spent.boxes = start.elapsed();
 
         let start = Instant::now();
@@ -390,32 +179,17 @@ impl State {
     }
 }
 
-fn with_cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
-}
-
-fn draw(picture: &Picture, found: &[Found], how: &Annotate) -> Result<Vec<u8>, PictureError> {
-    let mark = |one: &Found| Mark {
-        bbox: one.bbox,
-        class: one.class,
-        label: how.labels.get(one.class as usize).map_or("", String::as_str),
-        score: one.score,
-    };
-    annotate(picture, &found.iter().map(mark).collect::<Vec<_>>(), how.encoding)
-}
-
-fn add(total: &AtomicU64, time: Duration) {
-    total.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{EngineError, Hook};
+    use crate::engine::Hook;
     use crate::kernels::Memory;
-    use crate::picture::Truncated;
-    use crate::pool::Budget;
-    use std::sync::atomic::AtomicUsize;
+    use crate::picture::{Limits, Truncated};
+    use crate::pool::{Annotate, Budget, Pool, crash};
+    use crate::yolo::NmsOptions;
+    use crossbeam_channel::Sender;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+    use std::time::Duration;
 
     /// Finds one box of class 1 in everything; panics where a picture holds the value 13.
     #[derive(Clone, Copy)]
@@ -486,7 +260,7 @@ mod tests {
     #[test]
     fn a_panic_fails_its_work_only_and_every_work_is_answered() {
         let engine: Arc<dyn Engine> = Arc::new(Touchy);
-        let pool = Pool::start(&engine, 2, 3).unwrap();
+        let pool = Pool::start(&engine, 2, 3, 32).unwrap();
         let (sender, answers) = crossbeam_channel::unbounded();
         let budget = Budget::new(1 << 20, 8 << 20);
         let params = params(32);
@@ -634,7 +408,7 @@ mod tests {
     fn sharing(workers: usize) -> Shared {
         let (seen, notes) = crossbeam_channel::unbounded();
         let engine: Arc<dyn Engine> = Arc::new(Sharers(seen, Arc::default()));
-        let pool = Pool::start(&engine, workers, 3).unwrap();
+        let pool = Pool::start(&engine, workers, 3, 32).unwrap();
         let (sender, answers) = crossbeam_channel::unbounded();
         let (budget, params, queue) = (Budget::new(64 << 20, 8 << 20), params(32), pool.queue());
         let file = Arc::new(tempfile::tempfile().unwrap());

@@ -2,7 +2,7 @@
 //!
 //! All doors come here. A request first takes an [`Entry`], of which there are a bounded number, and
 //! with it the room that its body may take; once its picture is there it waits in one queue, by the
-//! time at which it is due. The pool is given as many pictures as it has workers and no more, so
+//! time at which it is due. The pool is given as many pictures as it can be at work on and no more, so
 //! that what nobody waits for any more is dropped here, and so that large pictures never take all
 //! workers at once while small ones wait.
 
@@ -72,8 +72,11 @@ const UNIT: u64 = 4096;
 /// Where pictures go: the pool of a model that is loaded.
 #[derive(Clone, Debug)]
 pub struct Counter {
-    /// The pool's queue; it has room for as many as there are workers.
+    /// The pool's queue; it has room for as many as there are places.
     pub queue: Sender<Work>,
+    /// Pictures that the pool can be at work on at once: one for each worker, and where devices
+    /// compute, those of their batches besides.
+    pub places: usize,
     /// Its budget.
     pub budget: Arc<Budget>,
     /// Its workers.
@@ -181,10 +184,12 @@ impl Desk {
         self.lock().waiting.len()
     }
 
-    /// Pictures that workers are busy with.
+    /// Workers that are busy with a picture. Where devices compute, as many are taken for busy as
+    /// have some on their way.
     #[must_use]
     pub fn busy(&self) -> usize {
-        self.lock().busy
+        let queue = self.lock();
+        queue.counter.as_ref().map_or(queue.busy, |counter| queue.busy.min(counter.workers))
     }
 
     /// Pictures that were given to workers since the desk is there.
@@ -226,13 +231,13 @@ impl Desk {
         pending
     }
 
-    /// Gives the pool what it has workers for, in order.
+    /// Gives the pool what it has places for, in order.
     fn serve(self: &Arc<Desk>, queue: &mut Queue) {
         queue.waiting.retain(|_, waiting| !waiting.cancelled.load(Ordering::Relaxed));
         let Some(counter) = queue.counter.clone() else { return };
         // One worker is kept from large pictures, where there is more than one.
         let most_large = counter.workers.saturating_sub(1).max(1);
-        while queue.busy < counter.workers {
+        while queue.busy < counter.places {
             let room_for_large = queue.busy_with_large < most_large;
             let mut next = queue.waiting.iter().filter(|(_, one)| !one.large || room_for_large);
             let Some((&place, _)) = next.next() else { return };
@@ -249,7 +254,7 @@ impl Desk {
                 desk.left(large);
             });
             let work = Work { bytes, params, ticket, cancelled, note: None, reply };
-            // There is room for as many as there are workers. A pool that is gone answers nobody.
+            // There is room for as many as there are places. A pool that is gone answers nobody.
             match counter.queue.try_send(work) {
                 Ok(()) => queue.given += 1,
                 Err(_) => {
@@ -286,7 +291,7 @@ mod tests {
         let (queue, work) = bounded(workers);
         let desk = Desk::new(4, 10 * UNIT);
         let budget = Budget::new(1 << 20, 1 << 20);
-        desk.open(Some(Counter { queue, budget, workers }));
+        desk.open(Some(Counter { queue, places: workers, budget, workers }));
         let nms = NmsOptions {
             conf: 0.5,
             iou: 0.5,
@@ -355,6 +360,19 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_with_devices_gets_enough_for_their_batches() {
+        let (desk, _, params) = desk(1);
+        let (queue, work) = bounded(5);
+        let budget = Budget::new(1 << 20, 1 << 20);
+        desk.open(Some(Counter { queue, places: 5, budget, workers: 2 }));
+        let _all: Vec<Pending> =
+            (1..9).map(|side| submit(&desk, side, &params, Priority::RealTime)).collect();
+        assert_eq!((work.len(), desk.waiting(), desk.busy()), (5, 3, 2));
+        finish(work.try_recv().unwrap());
+        assert_eq!((work.len(), desk.waiting(), desk.busy()), (5, 2, 2));
+    }
+
+    #[test]
     fn large_pictures_leave_a_worker_to_small_ones() {
         let (desk, work, params) = desk(2);
         let ask = |side| submit(&desk, side, &params, Priority::RealTime);
@@ -399,7 +417,7 @@ mod tests {
         assert_eq!((desk.waiting(), work.len()), (1, 0));
         let (queue, work) = bounded(1);
         let budget = Budget::new(1, 1);
-        desk.open(Some(Counter { queue, budget, workers: 1 }));
+        desk.open(Some(Counter { queue, places: 1, budget, workers: 1 }));
         assert_eq!((desk.waiting(), work.len()), (0, 1));
     }
 

@@ -13,9 +13,10 @@ use super::invocation::{Form, Options};
 use super::metrics::Metrics;
 use super::phases::{self, Phase};
 use super::problem::Problem;
+use crate::engine::Device;
 use crate::job::{BoxUnit, Inference, JobError, Loaded, ModelFacts, size_fault, write_detections};
 use crate::picture::Encoding;
-use crate::pool::{Annotate, Budget, Failure, Idle, Params, Pool, Spent};
+use crate::pool::{Annotate, Budget, Failure, Idle, Params, Pool, Spent, places};
 use crate::store::{Key, RootError, Roots, S3Options};
 
 /// After a model could not be loaded, the next request tries again this much later.
@@ -92,6 +93,8 @@ pub struct Ready {
     pub unit: BoxUnit,
     /// Workers.
     pub workers: usize,
+    /// Where the network runs.
+    pub device: Device,
     /// What the memory budget is.
     pub budget: u64,
     /// What there is to say about the model and the workers.
@@ -284,17 +287,19 @@ impl Endpoint {
         let EndpointConfig { inference, s3, .. } = &self.config;
         let loaded = inference.load(s3, None)?;
         let shares = inference.shares(&loaded, 0)?;
-        let Loaded { engine, facts, mut notes } = loaded;
-        notes.extend(shares.note);
+        let Loaded { engine, device, facts, remarks, notes } = loaded;
+        let notes = remarks.into_iter().chain(notes).chain(shares.note).collect();
         let workers = shares.workers;
-        let pool = Pool::start(&engine, workers, workers).map_err(JobError::Internal)?;
+        let places = places(&*engine, workers);
+        let pool = Pool::start(&engine, workers, places, facts.imgsz as usize)?;
         let budget = Budget::new(shares.free, shares.reserve);
-        self.desk.open(Some(Counter { queue: pool.queue(), budget, workers }));
+        self.desk.open(Some(Counter { queue: pool.queue(), places, budget, workers }));
         Ok(Ready {
             params: inference.params(&facts),
             unit: inference.boxes,
             facts,
             workers,
+            device,
             budget: shares.budget,
             notes,
             setup: begun.elapsed(),
@@ -434,6 +439,11 @@ impl Endpoint {
                 self.suspect.store(true, Ordering::Relaxed);
                 tracing::error!(error = %text, "a worker failed");
                 Err(Problem::internal(text))
+            }
+            Err(Failure::Exhausted(text)) => {
+                self.suspect.store(true, Ordering::Relaxed);
+                tracing::error!(error = %text, "a device is out of memory");
+                Err(Problem::passing(text))
             }
             Err(Failure::Cancelled) => Err(Problem::internal("nobody waited for it any more")),
         }

@@ -212,6 +212,7 @@ fn said(config: &EndpointConfig, ready: &Ready) {
         classes = ready.facts.labels.len(),
         numeric_class = %ready.facts.numeric_class,
         workers = ready.workers,
+        device = %ready.device,
         memory_budget = ready.budget,
         setup_ms = ready.setup.as_millis() as u64,
         before_main_cpu_ms = phases::before_main(),
@@ -220,6 +221,11 @@ fn said(config: &EndpointConfig, ready: &Ready) {
         model_ms = phases::at(Phase::Model),
         "ready"
     );
+    note(ready);
+}
+
+/// Says what else there is to know about a model.
+fn note(ready: &Ready) {
     for note in &ready.notes {
         tracing::info!(note, "note");
     }

@@ -74,6 +74,15 @@ impl Problem {
         }
     }
 
+    /// What is at fault may pass by itself.
+    #[must_use]
+    pub fn passing(message: impl Into<String>) -> Problem {
+        Problem {
+            retry_after: Some(Duration::from_secs(5)),
+            ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
+        }
+    }
+
     /// There are as many requests as a serverless endpoint takes at once.
     #[must_use]
     pub fn throttled() -> Problem {

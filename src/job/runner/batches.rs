@@ -194,6 +194,11 @@ impl Dispatcher<'_> {
                     return self.fault(batch, &reason);
                 }
             }
+            Event::Exhausted { batch, try_number, reason } => {
+                if self.open.get(&batch).is_some_and(|open| open.try_number == try_number) {
+                    self.exhausted(batch, &reason);
+                }
+            }
             Event::Answer(answer) => return self.answer(*answer, planned),
         }
         Ok(None)

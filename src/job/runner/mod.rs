@@ -36,7 +36,7 @@ use crate::job::spec::Spec;
 use crate::job::strikes::Strikes;
 use crate::job::tally::Tally;
 use crate::job::terminal::{Standing, Terminal};
-use crate::pool::{Annotate, Budget, Idle, Params, Pool, Spent};
+use crate::pool::{Annotate, Budget, Devices, Idle, Params, Pool, Spent};
 use crate::store::{Hold, Place, Writing};
 
 /// How often the clock is looked at.
@@ -112,6 +112,7 @@ struct Dispatcher<'a> {
     strikes: Arc<Strikes>,
     pool: Option<Pool>,
     idle: Arc<Idle>,
+    devices: Option<Arc<Devices>>,
     budget: Arc<Budget>,
     events: Receiver<Event>,
     orders: Option<Sender<Order>>,
@@ -168,7 +169,7 @@ impl<'a> Dispatcher<'a> {
     ) -> Result<Dispatcher<'a>, JobError> {
         let (spec, facts, shares) = (&session.spec, &session.loaded.facts, &session.shares);
         let engine = &session.loaded.engine;
-        let open_pictures = open_pictures(spec, shares.workers, session.source.ahead());
+        let open_pictures = open_pictures(spec, &**engine, shares.workers, session.source.ahead());
         if let Some(note) = &shares.note {
             terminal.warn(note);
         }
@@ -186,8 +187,8 @@ impl<'a> Dispatcher<'a> {
         let strikes = Arc::new(strikes);
         strikes.remarks().iter().for_each(|remark| terminal.warn(remark));
         let budget = Budget::new(shares.free, shares.reserve);
-        let pool =
-            Pool::start(engine, shares.workers, 2 * shares.workers).map_err(JobError::Internal)?;
+        let side = facts.imgsz as usize;
+        let pool = Pool::start(engine, shares.workers, 2 * shares.workers, side)?;
         let (event_sender, events) = bounded(64);
         // Never blocks the dispatcher: `open_pictures` bounds what is in it, not the channel.
         let (orders, feeder_orders) = unbounded::<Order>();
@@ -236,6 +237,7 @@ impl<'a> Dispatcher<'a> {
             output: spec.output.to_string(),
             annotated: spec.annotate.as_ref().map(Place::to_string),
             workers: shares.workers,
+            device: session.loaded.device.to_string(),
             numeric_class: facts.numeric_class.clone(),
             memory_budget: shares.budget,
             ..Report::default()
@@ -246,6 +248,7 @@ impl<'a> Dispatcher<'a> {
             session: session.clone(),
             terminal,
             idle: pool.idle(),
+            devices: pool.devices(),
             pool: Some(pool),
             budget,
             events,
@@ -481,7 +484,9 @@ impl<'a> Dispatcher<'a> {
             write: self.write.as_secs_f64(),
             idle: self.idle.queue().as_secs_f64(),
             memory: self.idle.budget().as_secs_f64(),
+            devices: self.idle.devices().as_secs_f64(),
         };
+        report.devices = self.devices.as_ref().map(|devices| devices.so_far());
         report.store = self.session.s3().map(|s3| s3.traffic());
         report.peak_memory = peak();
         report.judge();

@@ -95,6 +95,18 @@ impl Dispatcher<'_> {
         ));
     }
 
+    /// A device has run out of memory in the middle of a mini-batch. Nobody is at fault, and it may be
+    /// free again another time: the run ends as if by a signal, without that mini-batch.
+    pub(super) fn exhausted(&mut self, id: u64, reason: &str) {
+        if let Some(open) = self.open.remove(&id) {
+            open.cancelled.store(true, Ordering::Relaxed);
+        }
+        if self.stopping.is_none() {
+            self.terminal.insist(&format!("stopping: {reason}"));
+            self.interrupt("out of memory", "a signal");
+        }
+    }
+
     /// Waits for what is being committed, whatever has ended the run: each of these mini-batches is
     /// complete. Not for ever, though: what is left undone, the next run does.
     pub(super) fn finish_commits(&mut self) -> Result<(), JobError> {

@@ -81,6 +81,7 @@ fn facts(ready: &Ready) -> Value {
             BoxUnit::Normalized => "normalized",
         },
         "workers": ready.workers,
+        "device": ready.device.to_string(),
         "memory_budget_bytes": ready.budget,
         "setup_seconds": ready.setup.as_secs_f64(),
         "notes": ready.notes,

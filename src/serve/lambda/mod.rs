@@ -114,8 +114,9 @@ async fn run(config: LambdaConfig) -> Result<(), JobError> {
     let endpoint = Endpoint::new(config.endpoint.clone(), roots);
     // Before the first event is asked for: this is the time that Lambda gives for it.
     tokio::select! {
-        ready = endpoint.ready() => if let Err(problem) = ready {
-            return Err(super::why_broken(&endpoint, problem));
+        ready = endpoint.ready() => match ready {
+            Ok(ready) => super::note(&ready),
+            Err(problem) => return Err(super::why_broken(&endpoint, problem)),
         },
         // There is nothing to finish.
         signal = signals.next() => signals::end(signal),

@@ -269,6 +269,23 @@ static void calls_return_before_they_ran() {
     gate.open = true;
     OK(cuMemcpyDtoHAsync_v2(back.data(), a, count, s));
     for (int i = 0; i < count; i++) IS(3, int(back[i]));
+    // Without a stream it waits for those that block.
+    Any blocking;
+    OK(cuStreamCreate(&blocking, 0));
+    memset(pageable.data(), 5, count);
+    OK(cuMemcpyHtoD_v2(a, pageable.data(), count));
+    gate.close(blocking);
+    memset(pageable.data(), 6, count);
+    std::thread opens([&] {
+        usleep(20000);
+        gate.open = true;
+    });
+    OK(cuMemcpyHtoD_v2(a, pageable.data(), count));
+    opens.join();
+    OK(cuCtxSynchronize());
+    OK(cuMemcpyDtoH_v2(back.data(), a, count));
+    for (int i = 0; i < count; i++) IS(6, int(back[i]));
+    OK(cuStreamDestroy_v2(blocking));
     OK(cuMemFree_v2(a));
     OK(cuMemFreeHost(in));
     OK(cuMemFreeHost(out));
@@ -680,8 +697,8 @@ static void second_copy_fails() {
     char byte = 0;
     Address a = memory(1);
     OK(cuMemcpyHtoD_v2(a, &byte, 1));
-    IS(700, cuMemcpyHtoD_v2(a, &byte, 1));
     IS(700, cuMemcpyDtoH_v2(&byte, a, 1));
+    IS(700, cuMemcpyHtoD_v2(a, &byte, 1));
 }
 
 static void kernel_leaves_its_memory() {

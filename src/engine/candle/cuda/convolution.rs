@@ -1,4 +1,4 @@
-//! Convolutions by cuDNN, or where that is not present by cuBLAS; and which of cuDNN's algorithms.
+//! Convolutions by cuDNN, or where that has nothing for them by cuBLAS; and which of its algorithms.
 //!
 //! The algorithm is the first that cuDNN's heuristic proposes for a shape and that gives the same bits
 //! at each run. Nothing is timed: a choice by time would be another one tomorrow, and with it the bits
@@ -101,38 +101,37 @@ enum Means {
 unsafe impl Send for Convolution {}
 
 impl Convolution {
-    /// Prepares it; without cuDNN as products of matrices.
+    /// Prepares it; as products of matrices where cuDNN is missing, or has no algorithm for it that
+    /// gives the same bits each time.
     ///
     /// # Errors
-    /// [`EngineError::Execute`] where cuDNN has no algorithm for it that gives the same bits each time.
+    /// Where cuDNN does not take its description.
     pub(super) fn new(
         gpu: &Gpu,
         dnn: Option<&Dnn>,
         element: Element,
         sizes: Sizes,
     ) -> Result<Convolution, EngineError> {
-        let Some(dnn) = dnn else {
-            let (width, height) = sizes.result();
-            let one = match sizes.kernel == 1 && sizes.stride == 1 {
-                // The tensor is the matrix.
-                true => 0,
-                false => {
-                    width * height * sizes.kernel * sizes.kernel * sizes.inputs * element.size()
-                }
-            };
-            let pictures =
-                WORKSPACE.checked_div(one).unwrap_or(sizes.pictures).clamp(1, sizes.pictures);
-            let means = Means::Blas { pictures };
-            return Ok(Convolution { sizes, means, workspace: one * pictures });
+        if let Some(dnn) = dnn {
+            let failed = |error| fault(gpu, format!("describe a convolution ({sizes:?})"), error);
+            let described = Described::new(element, sizes).map_err(failed)?;
+            if let Some((algorithm, workspace)) = described.choose(dnn) {
+                return Ok(Convolution {
+                    sizes,
+                    means: Means::Dnn { described, algorithm },
+                    workspace,
+                });
+            }
+        }
+        let (width, height) = sizes.result();
+        let one = match sizes.kernel == 1 && sizes.stride == 1 {
+            // The tensor is the matrix.
+            true => 0,
+            false => width * height * sizes.kernel * sizes.kernel * sizes.inputs * element.size(),
         };
-        let failed = |error| fault(gpu, format!("describe a convolution ({sizes:?})"), error);
-        let described = Described::new(element, sizes).map_err(failed)?;
-        let (algorithm, workspace) = described.choose(dnn).map_err(failed)?.ok_or_else(|| {
-            let step = format!("find an algorithm of cuDNN for a convolution ({sizes:?})");
-            let source = "none gives the same bits each time within 256 MiB of working memory";
-            EngineError::Execute { step, source: source.into() }
-        })?;
-        Ok(Convolution { sizes, means: Means::Dnn { described, algorithm }, workspace })
+        let pictures =
+            WORKSPACE.checked_div(one).unwrap_or(sizes.pictures).clamp(1, sizes.pictures);
+        Ok(Convolution { sizes, means: Means::Blas { pictures }, workspace: one * pictures })
     }
 
     /// What decides its results, for the numeric class.
@@ -314,17 +313,15 @@ impl Described {
         Ok(made)
     }
 
-    /// The algorithm, and its working memory in bytes.
-    fn choose(
-        &self,
-        dnn: &Dnn,
-    ) -> Result<Option<(sys::cudnnConvolutionFwdAlgo_t, usize)>, CudnnError> {
+    /// The algorithm, and its working memory in bytes. Whatever cuDNN says of a shape that it cannot do,
+    /// it proposes nothing.
+    fn choose(&self, dnn: &Dnn) -> Option<(sys::cudnnConvolutionFwdAlgo_t, usize)> {
         const MOST: usize = 8;
         let mut found: [MaybeUninit<sys::cudnnConvolutionFwdAlgoPerf_t>; MOST] =
             [const { MaybeUninit::zeroed() }; MOST];
         let mut count: c_int = 0;
         // SAFETY: handle and descriptions live; there is room for as many as are asked for.
-        unsafe {
+        let proposed = unsafe {
             dnn::get_convolution_forward_algorithm(
                 dnn.handle,
                 self.input,
@@ -334,8 +331,9 @@ impl Described {
                 MOST as c_int,
                 &raw mut count,
                 found.as_mut_ptr().cast(),
-            )?;
-        }
+            )
+        };
+        proposed.ok()?;
         let filled = usize::try_from(count).unwrap_or(0).min(MOST);
         for one in &found[..filled] {
             let one = one.as_ptr();
@@ -359,10 +357,10 @@ impl Described {
                 && memory <= WORKSPACE
                 && (!dnn.plain || known == plain)
             {
-                return Ok(Some((known, memory)));
+                return Some((known, memory));
             }
         }
-        Ok(None)
+        None
     }
 }
 

@@ -167,8 +167,10 @@ impl Gpu {
     pub(super) fn fill(&self, from: &[u8], to: &DeviceMemory) -> Result<(), EngineError> {
         to.check(0, from.len());
         self.bind()?;
-        // SAFETY: the range was just checked against the allocation, and the copy is over on return.
+        // SAFETY: the range was just checked against the allocation. When this returns the driver has
+        // read `from`, though perhaps not written `to`, which is waited for.
         let copied = unsafe { result::memcpy_htod_sync(to.pointer, from) };
+        let copied = copied.and_then(|()| self.context.synchronize());
         copied.map_err(|error| self.fault("copy to the GPU", error))
     }
 

@@ -49,6 +49,18 @@ impl Element {
         }
     }
 
+    /// Whether none of these numbers, as a GPU has them, is infinite or no number.
+    pub(super) fn finite(self, bytes: &[u8]) -> bool {
+        // The exponent is not all ones.
+        let (size, mask) = match self {
+            Element::F32 => (4, 0x7f80),
+            Element::F16 => (2, 0x7c00),
+            Element::Bf16 => (2, 0x7f80),
+        };
+        let upper = |number: &[u8]| u16::from_le_bytes([number[size - 2], number[size - 1]]);
+        bytes.chunks_exact(size).all(|number| upper(number) & mask != mask)
+    }
+
     /// cuDNN's name of it.
     pub(super) fn dnn(self) -> dnn::cudnnDataType_t {
         match self {

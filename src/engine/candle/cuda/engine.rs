@@ -114,11 +114,7 @@ fn size(
             Ok((lane, true)) => return Ok(Sized { lane, batch, plain }),
             Err(EngineError::OutOfMemory { .. }) if smaller && batch > 1 => batch /= 2,
             Ok((lane, false)) if !plain && lane.has_dnn() => plain = true,
-            // Also where cuDNN has no plain algorithm for some convolution.
-            Ok((_, false)) | Err(EngineError::Execute { .. }) if plain && batch > 1 && smaller => {
-                (batch, plain) = (batch / 2, false);
-            }
-            Ok((_, false)) if batch > 1 && smaller => batch /= 2,
+            Ok((_, false)) if batch > 1 && smaller => (batch, plain) = (batch / 2, false),
             Ok((lane, false)) => {
                 return Err(EngineError::Device {
                     device: lane.gpu().label(),
@@ -133,7 +129,7 @@ fn size(
 }
 
 fn name(element: Element, batch: usize, kind: &str) -> String {
-    let digest = Sha256::digest(format!("{kind}; {batch}").as_bytes());
+    let digest = Sha256::digest(format!("{kind}; {} {batch}", element.name()).as_bytes());
     let digest: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     format!("cuda-{}-b{batch}-{digest}", element.name())
 }

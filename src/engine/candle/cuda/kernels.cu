@@ -235,12 +235,15 @@ template <typename E> __device__ inline void decode(const Decode &d) {
     const E *scores = (const E *)d.scores + (size_t)thread * d.scores_pitch;
     float best = -INFINITY;
     u32 label = 0;
-    for (u32 c = 0; c < d.classes; c++) {
-        const float logit = get(scores[c]);
-        // NaN stays, so that a cell with one is out.
-        if (logit > best || isnan(logit)) {
-            best = logit;
-            label = c;
+    for (u32 from = 0; from < d.classes; from += 8) {
+        const Group<E> logits = *(const Group<E> *)(scores + from);
+        for (u32 c = 0; c < 8; c++) {
+            const float logit = get(logits.lane[c]);
+            // NaN stays, so that a cell with one is out.
+            if (from + c < d.classes && (logit > best || isnan(logit))) {
+                best = logit;
+                label = from + c;
+            }
         }
     }
     // Most cells end here, without an exponential.

@@ -211,7 +211,7 @@ impl CudaLane {
     /// place, run after run, and says nothing of the others.
     ///
     /// # Errors
-    /// A fault of the GPU.
+    /// A fault of the GPU, or [`EngineError::Overflow`] where the logits are no numbers.
     pub(super) fn places_agree(&mut self, side: usize) -> Result<bool, EngineError> {
         let shape = Shape { pictures: self.batch, width: side, height: side };
         self.on.gpu.bind()?;
@@ -229,6 +229,10 @@ impl CudaLane {
         for &(at, bytes) in &program.logits {
             let mut all = vec![0; bytes * self.batch];
             gpu.read(&self.arena, at, &mut all)?;
+            let element = self.prepared.element;
+            if !element.finite(&all[..bytes]) {
+                return Err(EngineError::Overflow { precision: element.name() });
+            }
             let mut pictures = all.chunks_exact(bytes);
             let first = pictures.next();
             if pictures.any(|other| Some(other) != first) {

@@ -32,3 +32,6 @@ pub use engine::Cuda;
 pub(crate) use probe::count;
 #[cfg(feature = "cuda")]
 pub use probe::gpus;
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests;

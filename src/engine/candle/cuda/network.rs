@@ -36,7 +36,7 @@ impl Prepared {
                     let inputs = layers.tensors[conv.from].channels;
                     let (kernel, bias) = pack(conv, inputs, &kernel, &bias);
                     let kernel = element.bytes(&kernel);
-                    if element == Element::F16 && !finite(&kernel) {
+                    if !element.finite(&kernel) {
                         return Err(EngineError::Prepare {
                             step: conv.name.clone(),
                             source: "its weights are too large for f16 (use --precision bf16)"
@@ -55,11 +55,6 @@ impl Prepared {
     pub(super) fn bytes(&self) -> usize {
         self.weights.iter().flatten().map(|(kernel, bias)| kernel.len() + bias.len()).sum()
     }
-}
-
-/// Whether no value of these is infinite or no number: the exponent is never all ones.
-fn finite(halves: &[u8]) -> bool {
-    halves.chunks_exact(2).all(|half| half[1] & 0x7c != 0x7c)
 }
 
 /// The same on a GPU.

@@ -289,14 +289,12 @@ impl Program {
                 Step::Conv { convolution, sizes, input, weights, finish } => {
                     // SAFETY: all of them are tensors of the arena's plan, or weights packed for it.
                     unsafe {
-                        match &on.dnn {
-                            Some(dnn) => {
-                                let pointers = [*input, *weights, finish.sums, workspace];
-                                convolution.launch(&on.gpu, dnn, pointers)?;
-                            }
-                            None => {
-                                let pointers = [*input, *weights, finish.sums, workspace];
-                                self.by_products(on, convolution, *sizes, pointers)?;
+                        let pointers = [*input, *weights, finish.sums, workspace];
+                        match (&on.dnn, convolution.unfolded()) {
+                            (Some(dnn), None) => convolution.launch(&on.gpu, dnn, pointers)?,
+                            (_, at_once) => {
+                                let at_once = at_once.unwrap_or(1);
+                                self.by_products(on, at_once, *sizes, pointers)?;
                             }
                         }
                     }
@@ -324,21 +322,20 @@ impl Program {
         Ok(())
     }
 
-    /// A convolution as products of matrices, some pictures at a time.
+    /// A convolution as products of matrices, `at_once` pictures at a time.
     ///
     /// # Safety
     /// As [`Program::launch`]; the pointers are to input, weights, sums and working memory.
     unsafe fn by_products(
         &self,
         on: &OnGpu,
-        convolution: &Convolution,
+        at_once: usize,
         sizes: Sizes,
         [input, weights, sums, workspace]: [Pointer; 4],
     ) -> Result<(), EngineError> {
         let (width, height) = sizes.result();
         let (rows, size) = (width * height, self.element.size());
         let depth = sizes.kernel * sizes.kernel * sizes.inputs;
-        let at_once = convolution.unfolded().unwrap_or(1);
         let plain = sizes.kernel == 1 && sizes.stride == 1;
         for begin in (0..sizes.pictures).step_by(at_once) {
             let pictures = at_once.min(sizes.pictures - begin);
