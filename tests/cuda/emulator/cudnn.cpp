@@ -316,7 +316,7 @@ EMULATED int cudnnGetConvolutionForwardAlgorithm_v7(Handle *handle, Tensor *x, F
     if (Result result = check(x, w, c, y)) return result;
     std::vector<Performance> all;
     auto add = [&](int algorithm, int math) {
-        all.push_back({algorithm, OK, -1, workspace(algorithm, *x, *w, *y), 1, math, {}});
+        all.push_back({algorithm, OK, -1, workspace(algorithm, *x, *w, *y), settings().cudnn != 2 || c->stride_h < 2, math, {}});
     };
     const int best = x->type == FLOAT && c->math != TENSOR_OP_MATH ? int(FMA_MATH) : int(TENSOR_OP_MATH);
     // Little work for each row: not worth computing tables before.

@@ -98,6 +98,8 @@ Status copy(Copy kind, uint64_t to, uint64_t from, size_t bytes, void *handle, b
     bool pageable = (kind == Copy::to_device && !is_pinned(reinterpret_cast<void *>(from), bytes)) ||
                     (kind == Copy::to_host && !is_pinned(reinterpret_cast<void *>(to), bytes));
     bool in_graph = captured(on);
+    if (!async)
+        if (Status status = wait(on)) return status;
     std::shared_ptr<std::string> taken;
     if (pageable && kind == Copy::to_device && !in_graph)
         taken = std::make_shared<std::string>(reinterpret_cast<const char *>(from), bytes);
@@ -115,6 +117,9 @@ Status copy(Copy kind, uint64_t to, uint64_t from, size_t bytes, void *handle, b
         memmove(target, source, bytes);
     });
     if (status) return status;
+    // What was taken from pages that are not pinned arrives when it likes, also after a call without a
+    // stream: only the legacy stream's rules order that.
+    if (taken) return SUCCESS;
     if (!async || (pageable && kind == Copy::to_host && !in_graph)) return wait(on);
     return SUCCESS;
 }

@@ -13,7 +13,8 @@
 //   HAUL_EMULATED_GPUS      how many there are (1)
 //   HAUL_EMULATED_MEMORY    bytes of each (4 GiB)
 //   HAUL_EMULATED_DRIVER    the version that the driver says it is of (13000)
-//   HAUL_EMULATED_CUDNN     0: cuDNN says that it cannot start
+//   HAUL_EMULATED_CUDNN     0: cuDNN says that it cannot start; 2: for strides above 1 it has nothing
+//                           that gives the same bits each time
 //   HAUL_EMULATED_POSITION  1: what cuDNN computes for a picture depends on its place in the batch,
 //                           unless by IMPLICIT_GEMM
 //   HAUL_EMULATED_SEED      of the delays of streams (1); 0: no delays
@@ -69,7 +70,7 @@ struct Settings {
     int gpus;
     size_t memory;
     int driver;
-    bool cudnn;
+    int cudnn;
     bool position;
     uint64_t seed;
 };

@@ -269,6 +269,23 @@ static void calls_return_before_they_ran() {
     gate.open = true;
     OK(cuMemcpyDtoHAsync_v2(back.data(), a, count, s));
     for (int i = 0; i < count; i++) IS(3, int(back[i]));
+    // Without a stream it waits for those that block.
+    Any blocking;
+    OK(cuStreamCreate(&blocking, 0));
+    memset(pageable.data(), 5, count);
+    OK(cuMemcpyHtoD_v2(a, pageable.data(), count));
+    gate.close(blocking);
+    memset(pageable.data(), 6, count);
+    std::thread opens([&] {
+        usleep(20000);
+        gate.open = true;
+    });
+    OK(cuMemcpyHtoD_v2(a, pageable.data(), count));
+    opens.join();
+    OK(cuCtxSynchronize());
+    OK(cuMemcpyDtoH_v2(back.data(), a, count));
+    for (int i = 0; i < count; i++) IS(6, int(back[i]));
+    OK(cuStreamDestroy_v2(blocking));
     OK(cuMemFree_v2(a));
     OK(cuMemFreeHost(in));
     OK(cuMemFreeHost(out));
@@ -617,6 +634,32 @@ static void no_cudnn() {
     IS(1001, cudnnCreate(&cudnn));
 }
 
+// Of the algorithms that can do it, how many give the same bits each time; by stride.
+static void picky_cudnn() {
+    start();
+    Any cudnn, xd, wd, cd, yd;
+    OK(cudnnCreate(&cudnn));
+    OK(cudnnCreateTensorDescriptor(&xd));
+    OK(cudnnCreateTensorDescriptor(&yd));
+    OK(cudnnCreateFilterDescriptor(&wd));
+    OK(cudnnCreateConvolutionDescriptor(&cd));
+    OK(cudnnSetFilter4dDescriptor(wd, 2, 1, 8, 8, 3, 3));
+    for (int stride : {1, 2}) {
+        OK(cudnnSetTensor4dDescriptor(xd, 1, 2, 1, 8, 32, 32));
+        OK(cudnnSetTensor4dDescriptor(yd, 1, 2, 1, 8, 32 / stride, 32 / stride));
+        OK(cudnnSetConvolution2dDescriptor(cd, 1, 1, stride, stride, 1, 1, 1, 0));
+        struct { int algorithm, status; float time; size_t memory; int same_bits, math, reserved[3]; } found[8];
+        int count = 0, able = 0, same = 0;
+        OK(cudnnGetConvolutionForwardAlgorithm_v7(cudnn, xd, wd, cd, yd, 8, &count, found));
+        for (int n = 0; n < count; n++) {
+            able += !found[n].status;
+            same += !found[n].status && found[n].same_bits;
+        }
+        HOLDS(able > 0);
+        IS(stride == 1 ? able : 0, same);
+    }
+}
+
 static void little_memory() {
     start();
     Address a, b;
@@ -654,8 +697,8 @@ static void second_copy_fails() {
     char byte = 0;
     Address a = memory(1);
     OK(cuMemcpyHtoD_v2(a, &byte, 1));
-    IS(700, cuMemcpyHtoD_v2(a, &byte, 1));
     IS(700, cuMemcpyDtoH_v2(&byte, a, 1));
+    IS(700, cuMemcpyHtoD_v2(a, &byte, 1));
 }
 
 static void kernel_leaves_its_memory() {
@@ -720,6 +763,7 @@ static const struct {
 } ALONE[] = {
     {"no_gpu", "HAUL_EMULATED_GPUS=0", no_gpu},
     {"no_cudnn", "HAUL_EMULATED_CUDNN=0", no_cudnn},
+    {"picky_cudnn", "HAUL_EMULATED_CUDNN=2", picky_cudnn},
     {"little_memory", "HAUL_EMULATED_MEMORY=1000000", little_memory},
     {"third_allocation_fails", "HAUL_EMULATED_FAULT=alloc:3", third_allocation_fails},
     {"second_launch_fails", "HAUL_EMULATED_FAULT=launch:2,copy:900", second_launch_fails},

@@ -89,7 +89,7 @@ const Settings &settings() {
             .gpus = int(number("HAUL_EMULATED_GPUS", 1)),
             .memory = size_t(number("HAUL_EMULATED_MEMORY", 4ll << 30)),
             .driver = int(number("HAUL_EMULATED_DRIVER", 13000)),
-            .cudnn = number("HAUL_EMULATED_CUDNN", 1) != 0,
+            .cudnn = int(number("HAUL_EMULATED_CUDNN", 1)),
             .position = number("HAUL_EMULATED_POSITION", 0) != 0,
             .seed = uint64_t(number("HAUL_EMULATED_SEED", 1)),
         };
