@@ -2,44 +2,13 @@
 //! when a GPU gives out. tests/cuda/emulator says what that proves and what it does not.
 
 mod common;
+#[path = "common/emulated.rs"]
+mod emulated;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::path::Path;
 
 use common::binary::{Haul, by_image, concatenated, folder, parts};
-
-/// The folder with the emulator's libraries, which are built and tested once.
-fn emulator() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/cuda/emulator.sh");
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda-emulator");
-        let built = Command::new(script).arg(&out).arg("--test").output().unwrap();
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        out
-    })
-}
-
-trait OnEmulatedGpus {
-    /// With the emulator in place of CUDA.
-    fn emulated(self) -> Self;
-    /// With no CUDA at all, whatever this machine has.
-    fn without_cuda(self) -> Self;
-}
-
-impl OnEmulatedGpus for Haul {
-    fn emulated(self) -> Haul {
-        let folder = emulator().to_str().unwrap();
-        // The second is for a binary that was linked with shared libraries.
-        self.env("CUDA_LIB_PATH", folder).env("LD_LIBRARY_PATH", folder)
-    }
-
-    fn without_cuda(self) -> Haul {
-        // It says itself that there is no GPU: no library would do, but a machine may have one.
-        self.emulated().env("HAUL_EMULATED_GPUS", "0")
-    }
-}
+use emulated::OnEmulatedGpus as _;
 
 fn doctor(haul: Haul) -> serde_json::Value {
     serde_json::from_str(&haul.arg("--json").exits(0).stdout).unwrap()

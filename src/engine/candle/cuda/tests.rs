@@ -189,7 +189,7 @@ fn wrong_batches_are_refused_and_harm_nothing() {
     let engine: Arc<Cuda> = Arc::new(open(&network, Precision::F16, 2));
     let mut lane = engine.lane(0).unwrap();
     let good = picture("good", (64, 64));
-    let three = vec![good.clone(), good.clone(), good.clone()];
+    let three = [good.clone(), good.clone(), good];
     for (size, pictures) in [
         ((64, 64), &three[..]),
         ((64, 64), &three[..0]),
