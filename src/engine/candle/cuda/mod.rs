@@ -1,9 +1,9 @@
 //! The network on NVIDIA GPUs, in batches.
 //!
 //! candle has the GPU (its context, its stream, cuBLAS, what loads kernels); this has the network:
-//! [`layers`] lowers the graph to convolutions and what they end with, [`arena`] says where tensors lie,
-//! [`convolution`] asks cuDNN, kernels.cu does the rest, [`program`] is all of that for one shape of
-//! batch, and [`lane`] runs programs with copies beside them. What decides output bytes is in the
+//! `layers` lowers the graph to convolutions and what they end with, `arena` says where tensors lie,
+//! `convolution` asks cuDNN, kernels.cu does the rest, `program` is all of that for one shape of
+//! batch, and `lane` runs programs with copies beside them. What decides output bytes is in the
 //! numeric class: element, batch, and a digest of GPU, libraries and chosen algorithms.
 
 mod arena;
