@@ -66,7 +66,7 @@ impl Gpus {
                 one_line(&gpu.name),
                 capability(gpu),
                 mib(gpu.memory),
-                mib(gpu.free)
+                gpu.free.map_or_else(|| "unknown".into(), mib)
             ));
         }
         text
@@ -93,7 +93,7 @@ mod tests {
             name: "Some GPU".into(),
             capability: (8, 6),
             memory: 24 << 30,
-            free: 20 << 30,
+            free: Some(20 << 30),
         }
     }
 

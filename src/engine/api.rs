@@ -72,6 +72,11 @@ pub trait Engine: Send + Sync {
         None
     }
 
+    /// What people may want to know of how it computes.
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// The use of one of its devices, numbered from 0.
     ///
     /// # Errors
@@ -188,6 +193,16 @@ pub enum EngineError {
     Overflow {
         /// The precision.
         precision: &'static str,
+    },
+    /// What a device computes for a picture depends on where in its batch it is.
+    #[error(
+        "{device}: a picture has other bits at other places of a batch of {batch} (use --batch 1)"
+    )]
+    Places {
+        /// Its number and name.
+        device: String,
+        /// Pictures of the batch.
+        batch: usize,
     },
     /// A device has no memory left for what it is to do.
     #[error(

@@ -19,11 +19,11 @@ pub struct Batching {
 }
 
 impl Batching {
-    /// Slots that keep all devices busy: those of the batches in flight, and two batches that are
-    /// being filled.
+    /// Slots that keep all devices busy: those of the batches in flight, and four batches that are
+    /// being filled, since pictures come in several shapes.
     #[must_use]
     pub fn slots(&self) -> usize {
-        (self.devices * self.depth + 2) * self.pictures
+        (self.devices * self.depth + 4) * self.pictures
     }
 }
 

@@ -79,8 +79,8 @@ pub struct Gpu {
     pub capability: (u32, u32),
     /// All its memory in bytes.
     pub memory: u64,
-    /// What of it nobody uses just now.
-    pub free: u64,
+    /// What of it nobody uses just now, if that can be seen: a GPU may be full, or another's alone.
+    pub free: Option<u64>,
 }
 
 /// The GPUs that this haul can use, or why there are none.

@@ -43,8 +43,6 @@ impl Sizes {
 pub(super) struct Dnn {
     handle: sys::cudnnHandle_t,
     version: usize,
-    /// Only the plainest algorithm.
-    plain: bool,
 }
 
 // SAFETY: cuDNN wants calls with one handle one after another, whichever thread they come from, with
@@ -52,22 +50,26 @@ pub(super) struct Dnn {
 unsafe impl Send for Dnn {}
 
 impl Dnn {
-    /// cuDNN, computing on the GPU's stream, if it is present.
-    pub(super) fn open(gpu: &Gpu, plain: bool) -> Result<Option<Dnn>, EngineError> {
+    /// cuDNN, computing on the GPU's stream, or why it is not to be had: then convolutions are products
+    /// of matrices.
+    pub(super) fn open(gpu: &Gpu) -> Result<Result<Dnn, String>, EngineError> {
         gpu.bind()?;
-        // Missing is no fault: convolutions are then products of matrices.
-        let Ok(handle) = dnn::create_handle() else { return Ok(None) };
-        let dnn_ = Dnn { handle, version: dnn::get_version(), plain };
+        let handle = match dnn::create_handle() {
+            Ok(handle) => handle,
+            Err(error) if gpu.is_full() => return Err(fault(gpu, "use cuDNN", error)),
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let dnn_ = Dnn { handle, version: dnn::get_version() };
         // SAFETY: the handle was just created, and the GPU's stream lives as long as the GPU, which
         // whoever has this has, too. Streams of both libraries are the same pointers.
         let set = unsafe { dnn::set_stream(handle, gpu.stream.cu_stream().cast()) };
         set.map_err(|error| fault(gpu, "use cuDNN", error))?;
-        Ok(Some(dnn_))
+        Ok(Ok(dnn_))
     }
 
     /// What decides its results.
     pub(super) fn kind(&self) -> String {
-        format!("cudnn {}{}", self.version, if self.plain { " plain" } else { "" })
+        format!("cudnn {} for {}", self.version, dnn::get_cudart_version())
     }
 }
 
@@ -90,6 +92,7 @@ enum Means {
     Dnn {
         described: Described,
         algorithm: sys::cudnnConvolutionFwdAlgo_t,
+        math: u32,
     },
     /// Pictures that are unfolded at once.
     Blas {
@@ -102,7 +105,7 @@ unsafe impl Send for Convolution {}
 
 impl Convolution {
     /// Prepares it; as products of matrices where cuDNN is missing, or has no algorithm for it that
-    /// gives the same bits each time.
+    /// gives the same bits each time. `plain` is with the plainest algorithm only.
     ///
     /// # Errors
     /// Where cuDNN does not take its description.
@@ -111,16 +114,14 @@ impl Convolution {
         dnn: Option<&Dnn>,
         element: Element,
         sizes: Sizes,
+        plain: bool,
     ) -> Result<Convolution, EngineError> {
         if let Some(dnn) = dnn {
             let failed = |error| fault(gpu, format!("describe a convolution ({sizes:?})"), error);
             let described = Described::new(element, sizes).map_err(failed)?;
-            if let Some((algorithm, workspace)) = described.choose(dnn) {
-                return Ok(Convolution {
-                    sizes,
-                    means: Means::Dnn { described, algorithm },
-                    workspace,
-                });
+            if let Some((algorithm, math, workspace)) = described.choose(dnn, element, plain) {
+                let means = Means::Dnn { described, algorithm, math };
+                return Ok(Convolution { sizes, means, workspace });
             }
         }
         let (width, height) = sizes.result();
@@ -129,15 +130,16 @@ impl Convolution {
             true => 0,
             false => width * height * sizes.kernel * sizes.kernel * sizes.inputs * element.size(),
         };
-        let pictures =
-            WORKSPACE.checked_div(one).unwrap_or(sizes.pictures).clamp(1, sizes.pictures);
+        // So many that all products are of one height: another height may be another order of sums.
+        let fits = |&n: &usize| sizes.pictures.is_multiple_of(n) && n * one <= WORKSPACE;
+        let pictures = (1..=sizes.pictures).rev().find(fits).unwrap_or(1);
         Ok(Convolution { sizes, means: Means::Blas { pictures }, workspace: one * pictures })
     }
 
     /// What decides its results, for the numeric class.
     pub(super) fn kind(&self) -> String {
         match &self.means {
-            Means::Dnn { algorithm, .. } => format!("{}", *algorithm as u32),
+            Means::Dnn { algorithm, math, .. } => format!("{}.{math}", *algorithm as u32),
             Means::Blas { pictures } => format!("x{pictures}"),
         }
     }
@@ -161,7 +163,7 @@ impl Convolution {
         dnn: &Dnn,
         [input, weights, sums, workspace]: [Pointer; 4],
     ) -> Result<(), EngineError> {
-        let Means::Dnn { described, algorithm } = &self.means else {
+        let Means::Dnn { described, algorithm, .. } = &self.means else {
             return Err(EngineError::Unsupported { step: "a convolution by cuDNN".into() });
         };
         let (one, zero) = (1.0f32, 0.0f32);
@@ -233,9 +235,9 @@ pub(super) unsafe fn product(
             blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DFALT,
         )
     };
-    launched.map_err(|error| EngineError::Execute {
-        step: format!("a product of matrices on {}", gpu.label()),
-        source: Box::new(error),
+    launched.map_err(|error| {
+        let full = error.0 == blas_sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED;
+        gpu.failed("launch a product of matrices", full, Box::new(error))
     })
 }
 
@@ -245,17 +247,12 @@ fn pointer(pointer: Pointer) -> *const c_void {
 }
 
 fn fault(gpu: &Gpu, step: impl Into<String>, error: CudnnError) -> EngineError {
-    let step = step.into();
-    match error.0 {
+    let full = matches!(
+        error.0,
         sys::cudnnStatus_t::CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED
-        | sys::cudnnStatus_t::CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED => {
-            EngineError::OutOfMemory { device: gpu.label(), needs: step }
-        }
-        _ => EngineError::Execute {
-            step: format!("{step} on {}", gpu.label()),
-            source: Box::new(error),
-        },
-    }
+            | sys::cudnnStatus_t::CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
+    );
+    gpu.failed(step, full, Box::new(error))
 }
 
 /// cuDNN's descriptions of a convolution; null where it was not made yet.
@@ -313,10 +310,16 @@ impl Described {
         Ok(made)
     }
 
-    /// The algorithm, and its working memory in bytes. Whatever cuDNN says of a shape that it cannot do,
-    /// it proposes nothing.
-    fn choose(&self, dnn: &Dnn) -> Option<(sys::cudnnConvolutionFwdAlgo_t, usize)> {
-        const MOST: usize = 8;
+    /// The algorithm, the kind of arithmetic that it goes with, and its working memory in bytes.
+    /// Whatever cuDNN says of a shape that it cannot do, it proposes nothing.
+    fn choose(
+        &self,
+        dnn: &Dnn,
+        element: Element,
+        plain: bool,
+    ) -> Option<(sys::cudnnConvolutionFwdAlgo_t, u32, usize)> {
+        // Each algorithm may come once for each kind of arithmetic.
+        const MOST: usize = 24;
         let mut found: [MaybeUninit<sys::cudnnConvolutionFwdAlgoPerf_t>; MOST] =
             [const { MaybeUninit::zeroed() }; MOST];
         let mut count: c_int = 0;
@@ -335,32 +338,65 @@ impl Described {
         };
         proposed.ok()?;
         let filled = usize::try_from(count).unwrap_or(0).min(MOST);
-        for one in &found[..filled] {
-            let one = one.as_ptr();
-            // A library that is newer than the bindings may have states that they have no name for, and
-            // such a value must not be looked at by its type.
-            // SAFETY: cuDNN has filled it, and before that it was zero; all of these are plain numbers.
-            let (algorithm, state, same_bits, memory) = unsafe {
-                (
-                    addr_of!((*one).algo).cast::<u32>().read(),
-                    addr_of!((*one).status).cast::<u32>().read(),
-                    addr_of!((*one).determinism).cast::<u32>().read(),
-                    addr_of!((*one).memory).read(),
-                )
-            };
-            let known = ALGORITHMS.into_iter().find(|&known| known as u32 == algorithm);
-            let deterministic = sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC as u32;
-            let plain = sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM;
-            if let Some(known) = known
-                && state == 0
-                && same_bits == deterministic
-                && memory <= WORKSPACE
-                && (!dnn.plain || known == plain)
-            {
-                return Some((known, memory));
-            }
+        found[..filled].iter().find_map(|one| self.take(dnn, element, plain, one.as_ptr()))
+    }
+
+    /// One that was proposed, if it will do; the description is then set for it.
+    fn take(
+        &self,
+        dnn: &Dnn,
+        element: Element,
+        plain: bool,
+        one: *const sys::cudnnConvolutionFwdAlgoPerf_t,
+    ) -> Option<(sys::cudnnConvolutionFwdAlgo_t, u32, usize)> {
+        // A library that is newer than the bindings may have states that they have no name for, and
+        // such a value must not be looked at by its type.
+        // SAFETY: `choose` has it in its list; it was zero before cuDNN filled it, and all of it are
+        // plain numbers.
+        let (algorithm, state, same_bits, math) = unsafe {
+            (
+                addr_of!((*one).algo).cast::<u32>().read(),
+                addr_of!((*one).status).cast::<u32>().read(),
+                addr_of!((*one).determinism).cast::<u32>().read(),
+                addr_of!((*one).mathType).cast::<u32>().read(),
+            )
+        };
+        let algorithm = ALGORITHMS.into_iter().find(|&known| known as u32 == algorithm)?;
+        let deterministic = sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC as u32;
+        let plainest = sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM;
+        if state != 0 || same_bits != deterministic || (plain && algorithm != plainest) {
+            return None;
         }
-        None
+        let math = Self::arithmetic(element, math)?;
+        // SAFETY: the description lives, and nothing uses it at this moment.
+        unsafe { dnn::set_convolution_math_type(self.convolution, math) }.ok()?;
+        // SAFETY: handle and descriptions live.
+        let memory = unsafe {
+            dnn::get_convolution_forward_workspace_size(
+                dnn.handle,
+                self.input,
+                self.weights,
+                self.convolution,
+                self.sums,
+                algorithm,
+            )
+        };
+        let memory = memory.ok().filter(|&memory| memory <= WORKSPACE)?;
+        Some((algorithm, math as u32, memory))
+    }
+
+    /// The kind of arithmetic for an algorithm that was proposed with that, if it is what we compute
+    /// in: never with conversions to what has fewer digits.
+    fn arithmetic(element: Element, math: u32) -> Option<sys::cudnnMathType_t> {
+        use sys::cudnnMathType_t::{CUDNN_DEFAULT_MATH, CUDNN_FMA_MATH, CUDNN_TENSOR_OP_MATH};
+        let known = [CUDNN_DEFAULT_MATH, CUDNN_TENSOR_OP_MATH, CUDNN_FMA_MATH];
+        let proposed = known.into_iter().find(|&kind| kind as u32 == math)?;
+        match (element, proposed) {
+            // By default single precision may be TF32, which has the digits of f16.
+            (Element::F32, CUDNN_DEFAULT_MATH | CUDNN_FMA_MATH) => Some(CUDNN_FMA_MATH),
+            (Element::F32, _) => None,
+            (Element::F16 | Element::Bf16, proposed) => Some(proposed),
+        }
     }
 }
 

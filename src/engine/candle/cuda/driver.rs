@@ -22,8 +22,12 @@ const BLOCK: u32 = 256;
 /// Pinned memory that all devices may read.
 const PORTABLE: u32 = 1;
 
+/// Memory that is left to libraries, for what they load and set up when they are first used, and for
+/// the working memory of shapes that come later; or a sixteenth of a GPU that has little.
+const HEADROOM: usize = 512 << 20;
+
 /// Our kernels, as build.rs left them.
-const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+pub(super) const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 
 /// A place in a GPU's memory.
 pub(super) type Pointer = u64;
@@ -48,8 +52,20 @@ impl Gpu {
         let refused =
             |reason: String| EngineError::Device { device: format!("cuda:{number}"), reason };
         super::probe::count().map_err(refused)?;
-        let device = CudaDevice::new_with_stream(number)
-            .map_err(|error| refused(format!("candle cannot open it: {error}")))?;
+        let full = |error: &dyn std::error::Error| EngineError::OutOfMemory {
+            device: format!("cuda:{number}"),
+            needs: format!("it cannot be opened: {error}"),
+        };
+        // First alone: what libraries say of a GPU that is full is anything.
+        let context = CudaContext::new(number).map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => full(&error),
+            _ => refused(format!("it cannot be opened: {error}")),
+        })?;
+        let device =
+            CudaDevice::new_with_stream(number).map_err(|error| match is_full(&context) {
+                true => full(&error),
+                false => refused(format!("candle cannot open it: {error}")),
+            })?;
         let stream = device.cuda_stream();
         let context = stream.context().clone();
         let name = context.name().unwrap_or_else(|_| "a GPU".into());
@@ -86,6 +102,32 @@ impl Gpu {
         *self.device.cublas_handle().handle()
     }
 
+    /// Has cuBLAS add up in single precision throughout, and work in this memory of ours, so that it
+    /// chooses the same whether launches are recorded or not.
+    pub(super) fn set_up_blas(&self, workspace: &DeviceMemory) -> Result<(), EngineError> {
+        use cudarc::cublas::sys::{
+            cublasMath_t, cublasSetMathMode, cublasSetWorkspace_v2, cublasStatus_t,
+        };
+        self.bind()?;
+        let mode = cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+        let pointer =
+            std::ptr::without_provenance_mut(usize::try_from(workspace.pointer).unwrap_or(0));
+        // SAFETY: the handle is candle's and lives as long as its device; the memory is the lane's,
+        // which has the only handle of this device and keeps it as long.
+        let said = unsafe {
+            match cublasSetMathMode(self.blas(), mode) {
+                cublasStatus_t::CUBLAS_STATUS_SUCCESS => {
+                    cublasSetWorkspace_v2(self.blas(), pointer, workspace.bytes)
+                }
+                failed => failed,
+            }
+        };
+        match said {
+            cublasStatus_t::CUBLAS_STATUS_SUCCESS => Ok(()),
+            failed => Err(self.failed("set up cuBLAS", false, format!("{failed:?}").into())),
+        }
+    }
+
     /// The version of cuBLAS.
     pub(super) fn blas_version(&self) -> i32 {
         let mut version = 0;
@@ -104,8 +146,13 @@ impl Gpu {
         self.context.new_stream().map_err(|error| self.fault("make a stream", error))
     }
 
-    /// An event. Whoever waits for it on the CPU sleeps.
+    /// An event that streams wait for.
     pub(super) fn event(&self) -> Result<CudaEvent, EngineError> {
+        self.context.new_event(None).map_err(|error| self.fault("make an event", error))
+    }
+
+    /// An event that this machine waits for, without keeping a core busy.
+    pub(super) fn sleeper(&self) -> Result<CudaEvent, EngineError> {
         let flag = CUevent_flags::CU_EVENT_BLOCKING_SYNC;
         self.context.new_event(Some(flag)).map_err(|error| self.fault("make an event", error))
     }
@@ -113,25 +160,35 @@ impl Gpu {
     /// One of our kernels.
     pub(super) fn kernel(&self, name: &str) -> Result<Kernel, EngineError> {
         let found = self.device.get_or_load_custom_func(name, "haul", PTX);
-        let function = found.map_err(|error| EngineError::Execute {
-            step: format!("loading the kernel {name} on {}", self.label()),
-            source: error.into(),
-        })?;
+        let function = found
+            .map_err(|error| self.failed(format!("load the kernel {name}"), false, error.into()))?;
         Ok(Kernel { function: function.into_cuda_function(), name: name.to_owned() })
     }
 
     /// An error of the driver's, while doing `step`.
     pub(super) fn fault(&self, step: impl Into<String>, error: DriverError) -> EngineError {
+        let full = error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+        self.failed(step, full, Box::new(error))
+    }
+
+    /// An error of any library's, while doing `step`. Libraries have many words for memory that they
+    /// could not take, and where there is hardly any that is what ails them.
+    pub(super) fn failed(
+        &self,
+        step: impl Into<String>,
+        full: bool,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    ) -> EngineError {
         let step = step.into();
-        match error.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                EngineError::OutOfMemory { device: self.label(), needs: step }
-            }
-            _ => EngineError::Execute {
-                step: format!("{step} on {}", self.label()),
-                source: Box::new(error),
-            },
+        match full || is_full(&self.context) {
+            true => EngineError::OutOfMemory { device: self.label(), needs: step },
+            false => EngineError::Execute { step: format!("{step} on {}", self.label()), source },
         }
+    }
+
+    /// Whether there is hardly any memory left.
+    pub(super) fn is_full(&self) -> bool {
+        is_full(&self.context)
     }
 
     /// Waits until the stream has done everything.
@@ -163,15 +220,20 @@ impl Gpu {
         Ok(Pinned { pointer, bytes, context: self.context.clone() })
     }
 
-    /// Copies `from` to the beginning of `to`, and waits for that.
-    pub(super) fn fill(&self, from: &[u8], to: &DeviceMemory) -> Result<(), EngineError> {
-        to.check(0, from.len());
+    /// Copies `from` to `at` bytes after the beginning of `to`, and waits for that.
+    pub(super) fn fill(
+        &self,
+        from: &[u8],
+        to: &DeviceMemory,
+        at: usize,
+    ) -> Result<(), EngineError> {
         self.bind()?;
-        // SAFETY: the range was just checked against the allocation. When this returns the driver has
-        // read `from`, though perhaps not written `to`, which is waited for.
-        let copied = unsafe { result::memcpy_htod_sync(to.pointer, from) };
-        let copied = copied.and_then(|()| self.context.synchronize());
-        copied.map_err(|error| self.fault("copy to the GPU", error))
+        // Not the driver's own waiting copy: that returns when it has read ordinary memory, and not
+        // when it has written the GPU's.
+        // SAFETY: the stream is waited for before this returns, whatever happened.
+        let copied = unsafe { self.upload(from, to, at, &self.stream) };
+        self.wait(&self.stream)?;
+        copied
     }
 
     /// Copies what is `at` bytes after the beginning of `from`, and waits for that. What computes it
@@ -251,9 +313,9 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: allocated in this context by `Gpu::memory`, and given back only here. The driver
-            // waits for work that uses it. An error means that the context is gone, and it with it.
+        if bound(&self.context) {
+            // SAFETY: allocated in this context by `Gpu::memory`, and given back only here; a lane waits
+            // for work that uses it before it drops it. An error means that the context is gone, and it with it.
             let _ = unsafe { result::free_sync(self.pointer) };
         }
     }
@@ -284,9 +346,9 @@ impl HostMemory for Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: allocated by `Gpu::pinned`, and given back only here. The driver waits for
-            // copies that use it.
+        if bound(&self.context) {
+            // SAFETY: allocated by `Gpu::pinned`, and given back only here; a lane waits for copies that
+            // use it before it drops it.
             let _ = unsafe { result::free_host(self.pointer.cast::<c_void>()) };
         }
     }
@@ -358,16 +420,36 @@ impl Recorded {
     }
 }
 
+/// Whether the context could be made this thread's. What an earlier drop has left to say is said once,
+/// and no reason to give nothing back.
+fn bound(context: &CudaContext) -> bool {
+    context.bind_to_thread().is_ok() || context.bind_to_thread().is_ok()
+}
+
+/// Whether a GPU has hardly any memory left: less than libraries take for themselves when they please.
+fn is_full(context: &CudaContext) -> bool {
+    let left = context.mem_get_info();
+    left.is_ok_and(|(free, total)| free < HEADROOM.min(total / 16))
+}
+
 /// What there is to know of a GPU, for `haul doctor`.
 pub(super) fn describe(number: usize) -> Result<Description, DriverError> {
-    let context = CudaContext::new(number)?;
-    let (major, minor) = context.compute_capability()?;
-    let (free, total) = context.mem_get_info()?;
+    let device = result::device::get(i32::try_from(number).unwrap_or(i32::MAX))?;
+    let number_of = |attribute| {
+        // SAFETY: the device was just given by the driver.
+        unsafe { result::device::get_attribute(device, attribute) }.map(i32::unsigned_abs)
+    };
+    // SAFETY: as above.
+    let memory = unsafe { result::device::total_mem(device) }? as u64;
+    let free = CudaContext::new(number).and_then(|context| context.mem_get_info());
     Ok(Description {
         number,
-        name: context.name()?,
-        capability: (major.unsigned_abs(), minor.unsigned_abs()),
-        memory: total as u64,
-        free: free as u64,
+        name: result::device::get_name(device)?,
+        capability: (
+            number_of(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            number_of(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        memory,
+        free: free.ok().map(|(free, _)| free as u64),
     })
 }

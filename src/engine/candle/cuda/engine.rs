@@ -9,7 +9,7 @@ use super::element::Element;
 use super::lane::{CudaLane, DEPTH};
 use super::network::Prepared;
 use crate::engine::{
-    Arithmetic, Batch, Batching, Engine, EngineError, Input, Lane, Precision, Slot, Worker,
+    Arithmetic, Batch, Batching, Device, Engine, EngineError, Input, Lane, Precision, Slot, Worker,
 };
 use crate::yolo::{Candidate, Network};
 
@@ -25,7 +25,7 @@ pub struct Cuda {
     batch: usize,
     /// Longest side of a picture.
     side: usize,
-    plain: bool,
+    remarks: Option<String>,
     gpu: Gpu,
     /// By device, until somebody takes it.
     lanes: Mutex<Vec<Option<CudaLane>>>,
@@ -56,9 +56,9 @@ impl Cuda {
         };
         let prepared = Arc::new(Prepared::new(network, element)?);
         let wanted = arithmetic.batch.or(job.map(|(_, batch)| batch)).unwrap_or(BATCH);
-        let first = numbers.first().copied().unwrap_or(0);
-        let Sized { lane, batch, plain } = size(&prepared, first, wanted, side, job.is_none())?;
-        let (kind, gpu) = (lane.kind(), lane.gpu().clone());
+        let numbers = if numbers.is_empty() { vec![0] } else { numbers.to_vec() };
+        let (lanes, batch) = open(&prepared, &numbers, wanted, side, job.is_none())?;
+        let (kind, gpu) = (lanes[0].kind(), lanes[0].gpu().clone());
         let ours = name(element, batch, &kind);
         if let (Some(class), Some(_)) = (class, job)
             && class != ours
@@ -66,62 +66,41 @@ impl Cuda {
             let here = format!("`{ours}` on {}: another GPU, cuDNN or algorithm", gpu.label());
             return Err(EngineError::Class { class: class.to_owned(), here });
         }
-        let mut lanes = vec![Some(lane)];
-        for &number in &numbers[1..] {
-            let other = CudaLane::open(&prepared, number, (batch, side), plain)?;
-            if other.kind() != kind {
-                return Err(EngineError::Device {
-                    device: format!("cuda:{number}"),
-                    reason: format!(
-                        "{} computes other bits than {} (take GPUs of one kind, or give each a shard of \
-                         its own output)",
-                        other.gpu().label(),
-                        gpu.label()
-                    ),
-                });
-            }
-            lanes.push(Some(other));
+        if let Some(other) = lanes.iter().find(|lane| lane.kind() != kind) {
+            let (other, first) = (other.gpu().label(), gpu.label());
+            return Err(EngineError::Device {
+                device: Device::Cuda(numbers).to_string(),
+                reason: format!(
+                    "{other} computes other bits than {first} (take GPUs of one kind, or give each a \
+                     shard of its own output)"
+                ),
+            });
         }
-        let numbers = if numbers.is_empty() { vec![first] } else { numbers.to_vec() };
-        let lanes = Mutex::new(lanes);
-        Ok(Cuda { class: ours, prepared, numbers, batch, side, plain, gpu, lanes })
+        let remarks = lanes[0].lacks_dnn().map(|reason| {
+            format!("convolutions are slower than they could be: there is no cuDNN ({reason}; docs/cuda.md)")
+        });
+        let lanes = Mutex::new(lanes.into_iter().map(Some).collect());
+        Ok(Cuda { class: ours, prepared, numbers, batch, side, remarks, gpu, lanes })
     }
 }
 
-/// What the warm-up found.
-struct Sized {
-    lane: CudaLane,
-    batch: usize,
-    plain: bool,
-}
-
-/// The largest batch up to `batch` that fits and whose places agree; `batch` itself or an error where
-/// it may not be smaller.
-fn size(
+/// A lane for each GPU, with the largest batch up to `batch` that fits all of them and whose places
+/// agree; `batch` itself or an error where it may not be smaller.
+fn open(
     prepared: &Arc<Prepared>,
-    number: usize,
+    numbers: &[usize],
     mut batch: usize,
     side: usize,
     smaller: bool,
-) -> Result<Sized, EngineError> {
-    let mut plain = false;
+) -> Result<(Vec<CudaLane>, usize), EngineError> {
     loop {
-        let tried = CudaLane::open(prepared, number, (batch, side), plain).and_then(|mut lane| {
-            let agree = lane.places_agree(side)?;
-            Ok((lane, agree))
-        });
-        match tried {
-            Ok((lane, true)) => return Ok(Sized { lane, batch, plain }),
-            Err(EngineError::OutOfMemory { .. }) if smaller && batch > 1 => batch /= 2,
-            Ok((lane, false)) if !plain && lane.has_dnn() => plain = true,
-            Ok((_, false)) if batch > 1 && smaller => (batch, plain) = (batch / 2, false),
-            Ok((lane, false)) => {
-                return Err(EngineError::Device {
-                    device: lane.gpu().label(),
-                    reason: format!(
-                        "a picture has other bits at other places of a batch of {batch} (--batch 1)"
-                    ),
-                });
+        let lane = |&number: &usize| CudaLane::open(prepared, number, (batch, side));
+        match numbers.iter().map(lane).collect() {
+            Ok(lanes) => return Ok((lanes, batch)),
+            Err(EngineError::OutOfMemory { .. } | EngineError::Places { .. })
+                if smaller && batch > 1 =>
+            {
+                batch /= 2;
             }
             Err(error) => return Err(error),
         }
@@ -167,6 +146,10 @@ impl Engine for Cuda {
         Some(Batching { devices: self.numbers.len(), pictures: self.batch, depth: DEPTH })
     }
 
+    fn remarks(&self) -> Vec<String> {
+        self.remarks.iter().cloned().collect()
+    }
+
     fn lane(&self, device: usize) -> Result<Box<dyn Lane>, EngineError> {
         let Some(&number) = self.numbers.get(device) else {
             return Err(EngineError::Unsupported { step: format!("device {device}") });
@@ -177,7 +160,7 @@ impl Engine for Cuda {
         }
         drop(lanes);
         let size = (self.batch, self.side);
-        Ok(Box::new(CudaLane::open(&self.prepared, number, size, self.plain)?))
+        Ok(Box::new(CudaLane::open(&self.prepared, number, size)?))
     }
 
     fn slot(&self, bytes: usize) -> Result<Slot, EngineError> {

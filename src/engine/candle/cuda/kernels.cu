@@ -160,12 +160,13 @@ template <typename E> __device__ inline void finish(const Finish &f) {
     if (thread >= f.rows * f.width * groups) return;
     const u32 pixel = thread / groups, from = thread % groups * 8;
     const Group<E> sums = *(const Group<E> *)((const E *)f.sums + (size_t)pixel * f.pitch + from);
+    const Group<float> bias = *(const Group<float> *)(f.bias + from);
     Group<E> added;
     if (f.residual)
         added = *(const Group<E> *)((const E *)f.residual + (size_t)pixel * f.residual_pitch + from);
     Group<E> result;
     for (u32 c = 0; c < 8; c++) {
-        float x = get(sums.lane[c]) + f.bias[from + c];
+        float x = get(sums.lane[c]) + bias.lane[c];
         if (f.act) x = x / (1.0f + expf(-x));
         if (f.residual) x += get(added.lane[c]);
         put(&result.lane[c], x);

@@ -9,9 +9,11 @@ use std::mem;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaStream};
+use sha2::{Digest as _, Sha256};
 
 use super::arena::Shape;
-use super::driver::{DeviceMemory, Gpu, Pinned, Recorded};
+use super::convolution::Dnn;
+use super::driver::{DeviceMemory, Gpu, PTX, Pinned, Recorded};
 use super::network::{OnGpu, Prepared};
 use super::program::{Ends, Program};
 use crate::engine::{Answered, Batch, EngineError, HostMemory as _, Lane, Slot};
@@ -35,6 +37,12 @@ const FIRST: usize = 128;
 /// Set to 0, launches are not recorded; for tests and measurements.
 const GRAPHS_VARIABLE: &str = "HAUL_CUDA_GRAPHS";
 
+/// Recordings may fail so often: another lane of the GPU may have been in the way.
+const GRAPH_TRIES: u8 = 3;
+
+/// Bytes that cuBLAS works in, as its documentation has it for new GPUs.
+const BLAS: usize = 32 << 20;
+
 /// One GPU, its memory, and what is in flight there.
 pub(super) struct CudaLane {
     prepared: Arc<Prepared>,
@@ -51,7 +59,10 @@ pub(super) struct CudaLane {
     flying: VecDeque<usize>,
     into: Arc<CudaStream>,
     back: Arc<CudaStream>,
-    graphs: bool,
+    /// Recordings that may yet fail before none is tried any more.
+    graphs: u8,
+    /// What cuBLAS works in, where it computes convolutions.
+    blas: Option<DeviceMemory>,
 }
 
 /// Both ends of a batch in flight.
@@ -68,9 +79,8 @@ struct Buffer {
     done: CudaEvent,
     /// Whose pictures are being copied and computed.
     slots: Vec<Slot>,
-    /// By shape, what is launched for it. The first time nothing is recorded: libraries load their
-    /// kernels then, which cannot be.
-    recorded: HashMap<Shape, Option<Recorded>>,
+    /// By shape, what is launched for it.
+    recorded: HashMap<Shape, Recorded>,
 }
 
 impl Buffer {
@@ -88,7 +98,7 @@ impl Buffer {
             results: gpu.pinned(HEAD + room.min(FIRST * batch) * FOUND)?,
             copied: gpu.event()?,
             computed: gpu.event()?,
-            done: gpu.event()?,
+            done: gpu.sleeper()?,
             slots: Vec::new(),
             recorded: HashMap::new(),
         })
@@ -107,17 +117,19 @@ impl Buffer {
 }
 
 impl CudaLane {
-    /// Opens GPU `number` for batches of pictures of up to `side` × `side` pixels.
+    /// Opens GPU `number` for batches of pictures of up to `side` × `side` pixels, and computes one of
+    /// noise.
     ///
     /// # Errors
-    /// [`EngineError::OutOfMemory`] where they do not fit; where the GPU cannot be used.
+    /// [`EngineError::OutOfMemory`] where they do not fit, [`EngineError::Places`] where a picture has
+    /// other bits at another place, [`EngineError::Overflow`] where its logits are no numbers; where
+    /// the GPU cannot be used.
     pub(super) fn open(
         prepared: &Arc<Prepared>,
         number: usize,
         (batch, side): (usize, usize),
-        plain: bool,
     ) -> Result<CudaLane, EngineError> {
-        let on = OnGpu::new(prepared, number, plain)?;
+        let on = OnGpu::new(prepared, number)?;
         let gpu = &on.gpu;
         let largest = Shape { pictures: batch, width: side, height: side };
         let cells = prepared.layers.levels.iter().map(|level| (side / level.stride).pow(2));
@@ -128,7 +140,7 @@ impl CudaLane {
         let arena = gpu.memory(Program::arena_bytes(prepared, largest), "tensors")?;
         let (into, back) = (gpu.new_stream()?, gpu.new_stream()?);
         let workspace = gpu.memory(0, "convolutions")?;
-        let graphs = std::env::var_os(GRAPHS_VARIABLE).is_none_or(|set| set != "0");
+        let wanted = std::env::var_os(GRAPHS_VARIABLE).is_none_or(|set| set != "0");
         let mut lane = CudaLane {
             prepared: prepared.clone(),
             on,
@@ -141,25 +153,34 @@ impl CudaLane {
             flying: VecDeque::with_capacity(DEPTH),
             into,
             back,
-            graphs,
+            graphs: if wanted { GRAPH_TRIES } else { 0 },
+            blas: None,
         };
         lane.prepare(largest)?;
+        // Libraries take more when they please, and other shapes want more to work in: what only just
+        // fits would not do so for long.
+        if lane.on.gpu.is_full() {
+            return Err(EngineError::OutOfMemory {
+                device: lane.on.gpu.label(),
+                needs: format!("batches of {batch} fit, and leave nothing for libraries"),
+            });
+        }
         Ok(lane)
     }
 
     /// What decides its results for pictures of the largest size, and by the same rules for all others.
     pub(super) fn kind(&self) -> String {
+        let gpu = &self.on.gpu;
+        let dnn = self.on.dnn.as_ref().map_or("no cudnn".to_owned(), Dnn::kind);
         let program = self.programs.values().map(Program::kind).next().unwrap_or_default();
-        let mut libraries: Vec<String> = self.on.dnn.iter().map(|dnn| dnn.kind()).collect();
-        if self.programs.values().any(Program::has_products) {
-            libraries.push(format!("cublas {}", self.on.gpu.blas_version()));
-        }
-        format!("{}; {}; {program}", self.on.gpu.kind(), libraries.join(" "))
+        let ptx = Sha256::digest(PTX.as_bytes());
+        let ptx: String = ptx.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        format!("{}; {dnn}; cublas {}; {ptx}; {program}", gpu.kind(), gpu.blas_version())
     }
 
-    /// Whether cuDNN computes convolutions.
-    pub(super) fn has_dnn(&self) -> bool {
-        self.on.dnn.is_some()
+    /// Why cuDNN does not compute convolutions, if it does not.
+    pub(super) fn lacks_dnn(&self) -> Option<&str> {
+        self.on.dnn.as_ref().err().map(String::as_str)
     }
 
     /// A GPU for whoever needs one.
@@ -167,76 +188,94 @@ impl CudaLane {
         &self.on.gpu
     }
 
-    /// Makes sure that there is a program for `shape`, and memory for it.
+    /// Makes sure that there is a program for `shape`, memory for it, and that a picture has the same
+    /// bits at all places of its batches: cuDNN promises that for one place, run after run, and says
+    /// nothing of the others. Where it has not, by the plainest algorithm; that decides no less than
+    /// the heuristic does, and comes out the same each time.
     fn prepare(&mut self, shape: Shape) -> Result<(), EngineError> {
         if self.programs.contains_key(&shape) {
             return Ok(());
         }
+        self.settle()?;
         let needed = Program::arena_bytes(&self.prepared, shape);
         if needed > self.arena.bytes() {
             // Tensors are a little larger than their share of pixels, by rounding.
-            self.settle()?;
-            self.forget();
+            self.programs.clear();
+            self.forget_recordings();
+            self.arena = self.on.gpu.memory(0, "tensors")?;
             self.arena = self.on.gpu.memory(needed, "tensors")?;
         }
-        let program = Program::new(&self.prepared, &self.on, shape, self.arena.pointer())?;
-        if program.workspace > self.workspace.bytes() {
-            self.settle()?;
-            // Recordings hold its old place; programs do not.
-            for buffer in &mut self.buffers {
-                buffer.recorded.clear();
+        for plain in [false, true] {
+            let base = self.arena.pointer();
+            let program = Program::new(&self.prepared, &self.on, shape, base, plain)?;
+            if program.workspace > self.workspace.bytes() {
+                // Recordings hold its old place; programs do not. The old one goes first.
+                self.forget_recordings();
+                self.workspace = self.on.gpu.memory(0, "convolutions")?;
+                self.workspace = self.on.gpu.memory(program.workspace, "convolutions")?;
             }
-            self.workspace = self.on.gpu.memory(program.workspace, "convolutions")?;
+            if program.has_products() && self.blas.is_none() {
+                let memory = self.on.gpu.memory(BLAS, "cuBLAS")?;
+                self.on.gpu.set_up_blas(&memory)?;
+                self.blas = Some(memory);
+            }
+            if self.places_agree(&program)? {
+                self.programs.insert(shape, program);
+                return Ok(());
+            }
         }
-        self.programs.insert(shape, program);
-        Ok(())
+        Err(EngineError::Places { device: self.on.gpu.label(), batch: shape.pictures })
     }
 
-    /// Forgets everything that holds places in the arena.
-    fn forget(&mut self) {
-        self.programs.clear();
+    fn forget_recordings(&mut self) {
         for buffer in &mut self.buffers {
             buffer.recorded.clear();
         }
     }
 
-    /// Waits until nothing is at work.
+    /// Waits until nothing is at work, and says what was the first to fail.
     fn settle(&self) -> Result<(), EngineError> {
-        self.on.gpu.wait(&self.into)?;
-        self.on.gpu.wait(&self.on.gpu.stream)?;
-        self.on.gpu.wait(&self.back)
+        let gpu = &self.on.gpu;
+        let waited = [&self.into, &gpu.stream, &self.back].map(|stream| gpu.wait(stream));
+        waited.into_iter().collect()
     }
 
-    /// Whether one picture has the same bits at all places of a batch: cuDNN promises that for one
-    /// place, run after run, and says nothing of the others.
-    ///
-    /// # Errors
-    /// A fault of the GPU, or [`EngineError::Overflow`] where the logits are no numbers.
-    pub(super) fn places_agree(&mut self, side: usize) -> Result<bool, EngineError> {
-        let shape = Shape { pictures: self.batch, width: side, height: side };
-        self.on.gpu.bind()?;
-        self.prepare(shape)?;
-        let picture = noise(3 * side * side);
+    /// Whether a picture has the same bits first and last in a batch, among other neighbours. Nothing
+    /// is at work meanwhile.
+    fn places_agree(&self, program: &Program) -> Result<bool, EngineError> {
+        let Some(index) = (0..DEPTH).find(|index| !self.flying.contains(index)) else {
+            return Err(EngineError::Unsupported { step: "a trial among batches".into() });
+        };
         let gpu = &self.on.gpu;
-        gpu.fill(&picture.repeat(self.batch), &self.buffers[0].pictures)?;
-        gpu.fill(&asked(self.batch, 1.0), &self.buffers[0].out)?;
-        let ends = self.buffers[0].ends();
-        let Some(program) = self.programs.get(&shape) else { return Ok(false) };
-        // SAFETY: the GPU is bound; the lane owns all that is pointed to, and waits before it returns.
-        let launched = unsafe { program.launch(&self.on, self.workspace.pointer(), ends) };
-        gpu.wait(&gpu.stream)?;
-        launched?;
-        for &(at, bytes) in &program.logits {
-            let mut all = vec![0; bytes * self.batch];
-            gpu.read(&self.arena, at, &mut all)?;
-            let element = self.prepared.element;
-            if !element.finite(&all[..bytes]) {
-                return Err(EngineError::Overflow { precision: element.name() });
+        gpu.bind()?;
+        let buffer = &self.buffers[index];
+        let bytes = 3 * program.shape.width * program.shape.height;
+        let mut before: Option<Vec<Vec<u8>>> = None;
+        for place in [0, self.batch - 1] {
+            for other in 0..self.batch {
+                let seed = if other == place { 0 } else { 1 + (other + place) as u32 };
+                gpu.fill(&noise(bytes, seed), &buffer.pictures, other * bytes)?;
             }
-            let mut pictures = all.chunks_exact(bytes);
-            let first = pictures.next();
-            if pictures.any(|other| Some(other) != first) {
-                return Ok(false);
+            gpu.fill(&asked(self.batch, 1.0), &buffer.out, 0)?;
+            // SAFETY: the GPU is bound; the lane owns all that is pointed to, and waits before it
+            // goes on.
+            let launched =
+                unsafe { program.launch(&self.on, self.workspace.pointer(), buffer.ends()) };
+            gpu.wait(&gpu.stream)?;
+            launched?;
+            let mut logits = Vec::with_capacity(program.logits.len());
+            for &(at, size) in &program.logits {
+                let mut here = vec![0; size];
+                gpu.read(&self.arena, at + place * size, &mut here)?;
+                let element = self.prepared.element;
+                if !element.finite(&here) {
+                    return Err(EngineError::Overflow { precision: element.name() });
+                }
+                logits.push(here);
+            }
+            match &before {
+                None => before = Some(logits),
+                Some(before) => return Ok(*before == logits),
             }
         }
         Ok(true)
@@ -265,26 +304,23 @@ impl CudaLane {
         // SAFETY: the GPU is bound; arena, workspace, weights and buffers are the lane's, which waits
         // before it lets go of any of them.
         let plainly = || unsafe { program.launch(on, workspace.pointer(), ends) };
-        if !*graphs {
+        if let Some(recorded) = buffer.recorded.get(&shape) {
+            return recorded.launch(&on.gpu);
+        }
+        if *graphs == 0 {
             return plainly();
         }
-        match buffer.recorded.get(&shape) {
-            Some(Some(recorded)) => recorded.launch(&on.gpu),
+        // Libraries have loaded their kernels, which cannot be recorded, when places were compared.
+        match Recorded::record(&on.gpu, plainly) {
+            Some(recorded) => {
+                let launched = recorded.launch(&on.gpu);
+                buffer.recorded.insert(shape, recorded);
+                launched
+            }
             None => {
-                buffer.recorded.insert(shape, None);
+                *graphs -= 1;
                 plainly()
             }
-            Some(None) => match Recorded::record(&on.gpu, plainly) {
-                Some(recorded) => {
-                    let launched = recorded.launch(&on.gpu);
-                    buffer.recorded.insert(shape, Some(recorded));
-                    launched
-                }
-                None => {
-                    *graphs = false;
-                    plainly()
-                }
-            },
         }
     }
 }
@@ -396,8 +432,8 @@ fn number(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// A picture of all values, the same everywhere.
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut state = 1u32;
+fn noise(bytes: usize, seed: u32) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9) ^ 1;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 24) as u8

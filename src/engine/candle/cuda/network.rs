@@ -59,8 +59,9 @@ impl Prepared {
 
 /// The same on a GPU.
 pub(super) struct OnGpu {
+    /// Before the GPU: it ends with a look at the GPU's stream.
+    pub(super) dnn: Result<Dnn, String>,
     pub(super) gpu: Gpu,
-    pub(super) dnn: Option<Dnn>,
     pub(super) kernels: Kernels,
     /// By op: kernel and bias.
     weights: Vec<Option<(DeviceMemory, DeviceMemory)>>,
@@ -80,13 +81,9 @@ impl OnGpu {
     ///
     /// # Errors
     /// Where the GPU cannot be opened, or has no memory for them.
-    pub(super) fn new(
-        prepared: &Prepared,
-        number: usize,
-        plain: bool,
-    ) -> Result<OnGpu, EngineError> {
+    pub(super) fn new(prepared: &Prepared, number: usize) -> Result<OnGpu, EngineError> {
         let gpu = Gpu::open(number)?;
-        let dnn = Dnn::open(&gpu, plain)?;
+        let dnn = Dnn::open(&gpu)?;
         let kernel = |name: &str| gpu.kernel(&format!("{name}_{}", prepared.element.name()));
         let kernels = Kernels {
             prepare: kernel("prepare")?,
@@ -97,7 +94,7 @@ impl OnGpu {
         };
         let copy = |bytes: &[u8]| {
             let memory = gpu.memory(bytes.len(), "weights")?;
-            gpu.fill(bytes, &memory)?;
+            gpu.fill(bytes, &memory, 0)?;
             Ok(memory)
         };
         let mut weights = Vec::with_capacity(prepared.weights.len());
@@ -107,7 +104,7 @@ impl OnGpu {
                 None => None,
             });
         }
-        Ok(OnGpu { gpu, dnn, kernels, weights })
+        Ok(OnGpu { dnn, gpu, kernels, weights })
     }
 
     /// Kernel and bias of the convolution that is op `index`.

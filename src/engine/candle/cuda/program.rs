@@ -4,15 +4,16 @@ use std::ffi::c_void;
 
 use super::arena::{Arena, Shape};
 use super::convolution::{Convolution, Sizes, product};
-use super::driver::{Kernel, Pointer};
+use super::driver::{Gpu, Kernel, Pointer};
 use super::element::Element;
 use super::layers::{self, GROUP, Op, PLACES};
 use super::network::{OnGpu, Prepared};
 use crate::engine::EngineError;
 use crate::yolo::Act;
 
-/// Launches have fewer threads than this, so that kernels count them in 32 bits.
-const MOST_THREADS: usize = 1 << 31;
+/// Tensors have fewer elements than this: cuDNN takes no others, and kernels count threads, of which
+/// there are fewer, in 32 bits.
+const MOST_ELEMENTS: usize = 1 << 31;
 
 /// As `Place` in kernels.cu.
 #[repr(C)]
@@ -111,7 +112,7 @@ pub(super) struct Ends {
 /// What to launch for a batch of one shape. It holds pointers into an arena and to weights, and is of
 /// no use when they are gone.
 pub(super) struct Program {
-    shape: Shape,
+    pub(super) shape: Shape,
     element: Element,
     picture: Pointer,
     steps: Vec<Step>,
@@ -139,19 +140,22 @@ impl Program {
         Arena::new(&prepared.layers, shape, prepared.element.size()).bytes
     }
 
-    /// Prepares all launches, for an arena that begins at `base`.
+    /// Prepares all launches, for an arena that begins at `base`; `plain` is by cuDNN's plainest
+    /// algorithm.
     ///
     /// # Errors
-    /// Where a convolution has no algorithm, or a batch is too large to be counted.
+    /// [`EngineError::OutOfMemory`] for a batch that is too large to be counted; what cuDNN says.
     pub(super) fn new(
         prepared: &Prepared,
         on: &OnGpu,
         shape: Shape,
         base: Pointer,
+        plain: bool,
     ) -> Result<Program, EngineError> {
         let Prepared { layers, element, .. } = prepared;
         let element = *element;
         let size = element.size();
+        countable(prepared, shape, &on.gpu)?;
         let arena = Arena::new(layers, shape, size);
         let at = |offset: usize| base + offset as u64;
         let tensor = |id: layers::Id| at(arena.tensors[id]);
@@ -186,7 +190,10 @@ impl Program {
                         kernel: conv.kernel,
                         stride: conv.stride,
                     };
-                    let convolution = Convolution::new(&on.gpu, on.dnn.as_ref(), element, sizes)?;
+                    let convolution = {
+                        let dnn = on.dnn.as_ref().ok();
+                        Convolution::new(&on.gpu, dnn, element, sizes, plain)?
+                    };
                     workspace = workspace.max(convolution.workspace);
                     let [weights, bias] = on.weights(index)?;
                     let (width, height) = sizes.result();
@@ -241,18 +248,6 @@ impl Program {
             });
             first += width * height;
         }
-        // The most threads of all are those of the finest tensors with the most channels, or of what
-        // is unfolded.
-        let most = layers.ops.iter().map(|op| match op {
-            Op::Conv(conv) => shape.pixels(conv.scale) * conv.channels / GROUP,
-            Op::Pool(pool) => shape.pixels(pool.scale) * pool.channels / GROUP,
-        });
-        if most.max().unwrap_or(0) >= MOST_THREADS || shape.pixels(1) >= MOST_THREADS {
-            return Err(EngineError::OutOfMemory {
-                device: on.gpu.label(),
-                needs: format!("{} pictures at once are too many to be counted", shape.pictures),
-            });
-        }
         let picture = tensor(layers.picture);
         Ok(Program { shape, element, picture, steps, decodes, workspace, logits })
     }
@@ -300,7 +295,7 @@ impl Program {
                     unsafe {
                         let pointers = [*input, *weights, finish.sums, workspace];
                         match (&on.dnn, convolution.unfolded()) {
-                            (Some(dnn), None) => convolution.launch(&on.gpu, dnn, pointers)?,
+                            (Ok(dnn), None) => convolution.launch(&on.gpu, dnn, pointers)?,
                             (_, at_once) => {
                                 let at_once = at_once.unwrap_or(1);
                                 self.by_products(on, at_once, *sizes, pointers)?;
@@ -375,6 +370,24 @@ impl Program {
             unsafe { product(&on.gpu, self.element, lengths, [matrix, weights, to])? };
         }
         Ok(())
+    }
+}
+
+/// # Errors
+/// [`EngineError::OutOfMemory`] where a tensor has too many elements.
+fn countable(prepared: &Prepared, shape: Shape, gpu: &Gpu) -> Result<(), EngineError> {
+    let layers = &prepared.layers;
+    let tensors = layers.tensors.iter().map(|tensor| shape.pixels(tensor.stride) * tensor.channels);
+    let sums = layers.ops.iter().map(|op| match op {
+        Op::Conv(conv) => shape.pixels(conv.scale) * conv.channels,
+        Op::Pool(_) => 0,
+    });
+    match tensors.chain(sums).max().unwrap_or(0) < MOST_ELEMENTS {
+        true => Ok(()),
+        false => Err(EngineError::OutOfMemory {
+            device: gpu.label(),
+            needs: format!("{} pictures at once have more than 2^31 elements", shape.pictures),
+        }),
     }
 }
 
