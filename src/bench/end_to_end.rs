@@ -88,7 +88,9 @@ pub(super) fn run(
         let reply = move |Outcome { result, spent, .. }: Outcome| {
             let at = Instant::now();
             let done = match result {
-                Err(Failure::Worker(text) | Failure::Exhausted(text)) => Err(text),
+                Err(Failure::Worker(text) | Failure::Lost(text) | Failure::Exhausted(text)) => {
+                    Err(text)
+                }
                 result => Ok(Done { at, fetch, spent, failed: result.is_err() }),
             };
             // The receiver outlives the pool's work.

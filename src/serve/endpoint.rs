@@ -440,6 +440,12 @@ impl Endpoint {
                 tracing::error!(error = %text, "a worker failed");
                 Err(Problem::internal(text))
             }
+            // The others have room for it another time.
+            Err(Failure::Lost(text)) => {
+                self.suspect.store(true, Ordering::Relaxed);
+                tracing::error!(error = %text, "a device failed, others go on");
+                Err(Problem::passing(text))
+            }
             Err(Failure::Exhausted(text)) => {
                 self.suspect.store(true, Ordering::Relaxed);
                 tracing::error!(error = %text, "a device is out of memory");

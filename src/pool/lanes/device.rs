@@ -58,7 +58,8 @@ impl Device {
                 Fault::Failed(text)
             }
         };
-        let waiting = self.station.lost(&fault).into_iter().map(|filled| filled.pending);
+        let (fault, waiting) = self.station.lost(fault);
+        let waiting = waiting.into_iter().map(|filled| filled.pending);
         let lost = flights.begun.into_iter().flat_map(|(pictures, _)| pictures).chain(waiting);
         for pending in lost {
             self.hand_back(Computed { pending, result: Err(fault.clone()) });
