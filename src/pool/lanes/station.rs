@@ -154,7 +154,9 @@ impl Station {
                     }
                     linger
                 }
-                Wait::Until(until) if state.feeding == 0 || until <= Instant::now() => return None,
+                Wait::Until(until) if until <= Instant::now() || !self.is_more_coming(&state) => {
+                    return None;
+                }
                 Wait::Until(until) => Some(until),
             };
             state = match until {
