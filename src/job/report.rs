@@ -409,6 +409,27 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_computes_padding_bounds_nothing() {
+        let on = |pictures, padded| {
+            let devices =
+                DevicesSoFar { pictures, padded, busy: 9.5, waited: 0.5, ..Default::default() };
+            let stages = Stages { idle: 15.0, fetch: 9.0, ..Stages::default() };
+            let mut report = Report {
+                pictures,
+                seconds: 10.0,
+                workers: 2,
+                stages,
+                devices: Some(devices),
+                ..Report::default()
+            };
+            report.judge();
+            report.bound
+        };
+        assert!(on(90, 10).contains("busy 95 % of the time"), "{}", on(90, 10));
+        assert!(on(6, 94).starts_with("Bounded by the supply of pictures"), "{}", on(6, 94));
+    }
+
+    #[test]
     fn labels_and_paths_cannot_forge_a_line() {
         let odd = "x\n::error::x\u{1b}[31m";
         let classes = [(odd.to_owned(), 3)].into();

@@ -120,8 +120,10 @@ fn the_other_device_does_what_one_has_left() {
     let small = |out: &str| Settings { max_images: Some(1), ..settings(&job.dir, out) };
     job.start(small("workers"), &job.loaded.engine).unwrap();
     let whole = published(&job.out("workers"));
-    for trouble in TROUBLES.into_iter().filter(|&trouble| trouble != Trouble::Exhausted) {
-        let name = format!("{trouble:?}");
+    let troubles = TROUBLES.into_iter().filter(|&trouble| trouble != Trouble::Exhausted);
+    let mut most = 0;
+    for (round, trouble) in (0..10).flat_map(|round| troubles.clone().map(move |t| (round, t))) {
+        let name = format!("{trouble:?}-{round}");
         let mut engine = job.on_devices(2, 8);
         engine.troubles = [(0, (1, trouble))].into();
         let engine: Arc<dyn Engine> = Arc::new(engine);
@@ -129,9 +131,13 @@ fn the_other_device_does_what_one_has_left() {
         assert_eq!((outcome.exit, outcome.report.given_up), (Exit::SomeFailed, 0), "{name}");
         // What the device had has a try that failed. It may never have come to its turn.
         let tries = std::fs::read_dir(job.out(&name).join("_manifest/failed"));
-        println!("{name}: {} tries failed", tries.map_or(0, Iterator::count));
+        most = most.max(tries.map_or(0, Iterator::count));
         assert!(whole == published(&job.out(&name)), "{name}");
+        if trouble == Trouble::Forgets && most > 5 {
+            return;
+        }
     }
+    panic!("at most {most} tries have failed at once");
 }
 
 /// All devices fail: the run ends with their reason, and the next one finishes the job.
