@@ -324,6 +324,8 @@ impl Asked<'_> {
             (free && class.is_none() && matches!(chosen, Chosen::Gpus(_))).then(|| network.clone());
         match (engine::open(network, chosen, arithmetic, class, side), spare) {
             (Err(EngineError::Device { reason, .. }), Some(network)) => {
+                // What follows the first line is where in the code that was found.
+                let reason = reason.lines().next().unwrap_or_default();
                 remarks.push(format!("on the CPU: {reason}"));
                 let arithmetic = Arithmetic { device: Device::Cpu, ..arithmetic.clone() };
                 *chosen = engine::decide(&arithmetic, None, remarks)?;

@@ -308,7 +308,12 @@ impl Endpoint {
                 // Here, for whoever waits for it may be answered before anybody else comes on.
                 phases::ended(Phase::Model);
                 self.metrics.model_setup.observe(ready.setup.as_secs_f64());
-                self.was_ready.store(true, Ordering::Relaxed);
+                if self.was_ready.swap(true, Ordering::Relaxed) {
+                    let (device, class) = (&ready.device, &ready.facts.numeric_class);
+                    tracing::info!(%device, numeric_class = %class, "the model is loaded again");
+                    // It may be on the CPU now.
+                    ready.notes.iter().for_each(|note| tracing::info!("{note}"));
+                }
                 self.lost.store(false, Ordering::Relaxed);
                 self.suspect.store(false, Ordering::Relaxed);
                 Model::Ready(Arc::new(ready))
