@@ -277,7 +277,8 @@ fn a_gpu_that_cannot_be_opened_is_no_reason_to_stop_unless_it_is_named() {
     precise.exits(2).says("--precision f16 is for GPUs").says("(on the CPU: ");
 }
 
-/// All devices of a server fail, and a later request has it load the model anew.
+/// All devices of a server fail, and a later request has it load the model anew. Here that fails, for
+/// an emulated GPU stays broken for as long as its process lives; the CPU does not stand in for it.
 #[test]
 fn a_server_without_its_gpu_says_try_again_and_tries_again_itself() {
     let haul = Server::haul(&["--batch", "2"]).env("HAUL_CUDA_GRAPHS", "0").emulated();
@@ -297,13 +298,11 @@ fn a_server_without_its_gpu_says_try_again_and_tries_again_itself() {
         assert_eq!(answer.header("Retry-After"), Some("5"));
     }
     assert_eq!(server.ask("GET /ping", b"").status, 503);
+    assert!(!server.log().contains("the model cannot be loaded"), "{}", server.log());
     std::thread::sleep(Duration::from_secs(6));
     let answer = ask(&server);
-    assert_eq!(answer.status, 200, "{answer:?}\n{}", server.log());
-    assert_eq!(server.ask("GET /ping", b"").status, 200);
-    server.wait_for_log("the model is loaded again");
-    let status: Value = serde_json::from_str(&server.ask("GET /status", b"").text()).unwrap();
-    assert_eq!(status["model"]["device"], "cuda:0");
+    assert_eq!((answer.status, answer.code().as_str()), (503, "unavailable"), "{answer:?}");
+    server.wait_for_log("the model cannot be loaded");
 }
 
 #[test]

@@ -136,13 +136,18 @@ impl Inference {
         self.load_as(s3, class, class.is_some())
     }
 
-    /// Reads the model of a server once more: it has fitted before, so a GPU without memory for it is
-    /// a passing fault.
+    /// Reads the model of a server once more, which computed on `device` before. GPUs are not given up
+    /// for a CPU then, which has other answers and another pace. It has fitted, so one without memory
+    /// for it is a passing fault.
     ///
     /// # Errors
     /// As [`Inference::load`].
-    pub fn load_again(&self, s3: &S3Options) -> Result<Loaded, JobError> {
-        self.load_as(s3, None, true)
+    pub fn load_again(&self, s3: &S3Options, device: &Device) -> Result<Loaded, JobError> {
+        let mut again = self.clone();
+        if let Device::Cuda(_) = device {
+            again.arithmetic.device = device.clone();
+        }
+        again.load_as(s3, None, true)
     }
 
     fn load_as(

@@ -57,8 +57,8 @@ pub struct Endpoint {
     model: watch::Sender<Model>,
     /// A worker has failed since the model last answered.
     suspect: AtomicBool,
-    /// The model has been loaded before.
-    was_ready: AtomicBool,
+    /// Where the model was when it was loaded last.
+    device: Mutex<Option<Device>>,
     /// Its devices have failed, and it has not been loaded again since.
     lost: AtomicBool,
     /// When a request last came or went, in milliseconds since the start.
@@ -151,7 +151,7 @@ impl Endpoint {
             reads: Arc::new(Semaphore::new(READS)),
             model: watch::Sender::new(Model::Cold),
             suspect: AtomicBool::new(false),
-            was_ready: AtomicBool::new(false),
+            device: Mutex::default(),
             lost: AtomicBool::new(false),
             used: AtomicU64::new(0),
             start: Instant::now(),
@@ -308,12 +308,6 @@ impl Endpoint {
                 // Here, for whoever waits for it may be answered before anybody else comes on.
                 phases::ended(Phase::Model);
                 self.metrics.model_setup.observe(ready.setup.as_secs_f64());
-                if self.was_ready.swap(true, Ordering::Relaxed) {
-                    let (device, class) = (&ready.device, &ready.facts.numeric_class);
-                    tracing::info!(%device, numeric_class = %class, "the model is loaded again");
-                    // It may be on the CPU now.
-                    ready.notes.iter().for_each(|note| tracing::info!("{note}"));
-                }
                 self.lost.store(false, Ordering::Relaxed);
                 self.suspect.store(false, Ordering::Relaxed);
                 Model::Ready(Arc::new(ready))
@@ -329,10 +323,13 @@ impl Endpoint {
 
     fn prepare(&self, begun: Instant) -> Result<Ready, JobError> {
         let EndpointConfig { inference, s3, .. } = &self.config;
-        let loaded = match self.was_ready.load(Ordering::Relaxed) {
-            true => inference.load_again(s3)?,
-            false => inference.load(s3, None)?,
+        let mut before = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = match &*before {
+            Some(device) => inference.load_again(s3, device)?,
+            None => inference.load(s3, None)?,
         };
+        *before = Some(loaded.device.clone());
+        drop(before);
         let shares = inference.shares(&loaded, 0)?;
         let Loaded { engine, device, facts, remarks, notes } = loaded;
         let notes = remarks.into_iter().chain(notes).chain(shares.note).collect();
