@@ -112,17 +112,34 @@ fn bytes_do_not_depend_on_when_things_happen() {
 
 #[test]
 fn a_gpu_that_fails_loses_nothing() {
-    let photos = folder(30);
+    const PICTURES: u64 = 40;
+    let (photos, one) = (folder(PICTURES as usize), folder(1));
     let root = tempfile::tempdir().unwrap();
     let (whole, broken) = (root.path().join("whole"), root.path().join("broken"));
-    let counts = root.path().join("counts");
-    let counted =
-        on_gpu(photos.path(), &whole).env("HAUL_EMULATED_REPORT", counts.to_str().unwrap());
-    counted.exits(0);
-    let counts = std::fs::read_to_string(counts).unwrap();
-    let launches = counts.split(['=', ' ']).nth(1).unwrap().parse::<u64>().unwrap();
-    for at in [3 * launches / 4, launches - 3] {
-        let fault = format!("launch:{at}");
+    // Launched one by one, and all of one shape: each batch has as many launches as any other.
+    let on_gpu = |photos: &Path, out: &Path| {
+        on_gpu(photos, out).env("HAUL_CUDA_GRAPHS", "0").arg("--square")
+    };
+    // The launches and the batches of a job.
+    let counted = |photos: &Path, out: &Path| {
+        let counts = root.path().join("counts");
+        let ran = on_gpu(photos, out).env("HAUL_EMULATED_REPORT", counts.to_str().unwrap());
+        let ran = ran.arg("--json").exits(0);
+        let said: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        let text = std::fs::read_to_string(&counts).unwrap();
+        std::fs::remove_file(counts).unwrap();
+        let launches = text.split(['=', ' ']).nth(1).unwrap().parse::<u64>().unwrap();
+        (launches, said["devices"]["batches"].as_u64().unwrap())
+    };
+    let (launches, batches) = counted(photos.path(), &whole);
+    let (first, alone) = counted(one.path(), &root.path().join("one"));
+    assert_eq!(alone, 1);
+    let each = (launches - first) / (batches - 1);
+    assert_eq!((launches - first) % (batches - 1), 0, "{launches} {first} {batches}");
+    // How full batches are is a matter of timing: there may be as few as this.
+    let least = PICTURES / 4;
+    for batch in [least / 2, least - 2] {
+        let fault = format!("launch:{}", first + batch * each + 3);
         let ran = on_gpu(photos.path(), &broken).env("HAUL_EMULATED_FAULT", &fault).ran();
         assert_ne!(ran.code, 0, "{fault}: {}", ran.stderr);
         assert!(ran.says("ILLEGAL_ADDRESS").code > 0, "ended by a signal");

@@ -3,7 +3,7 @@
 //! A file is read from the disk each time, as a job does (from its cache, after the first time
 //! around). What a job does besides and this does not: list, plan, write lines.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -36,6 +36,9 @@ pub struct Stages {
     pub idle: f64,
 }
 
+/// So many files at most are done once before anything counts, where devices compute.
+const ONCE: usize = 4096;
+
 /// What came out.
 pub(super) struct Run {
     pub(super) images_per_second: f64,
@@ -65,20 +68,7 @@ pub(super) fn run(
     let budget = Budget::new(AHEAD + DECODED * workers as u64, params.limits.max_memory);
     let queue = pool.queue();
     let (sender, answers) = crossbeam_channel::unbounded::<Result<Done, String>>();
-    // Long enough that every worker has its memory and the clock its speed.
-    let warm = (window / 5).min(Duration::from_secs(1));
-    let begin = Instant::now();
-    let devices = pool.devices();
-    let mut before = None;
-    for file in files.iter().cycle() {
-        if begin.elapsed() >= warm + window {
-            break;
-        }
-        if let (None, Some(devices)) = (&before, &devices)
-            && begin.elapsed() >= warm
-        {
-            before = Some(devices.so_far());
-        }
+    let give = |file: &Path| -> Result<(), JobError> {
         let mut ticket = budget.open();
         let size = std::fs::metadata(file).map_or(0, |metadata| metadata.len());
         ticket.grow(size).map_err(|error| JobError::Internal(error.to_string()))?;
@@ -88,7 +78,9 @@ pub(super) fn run(
         let reply = move |Outcome { result, spent, .. }: Outcome| {
             let at = Instant::now();
             let done = match result {
-                Err(Failure::Worker(text) | Failure::Exhausted(text)) => Err(text),
+                Err(Failure::Worker(text) | Failure::Lost(text) | Failure::Exhausted(text)) => {
+                    Err(text)
+                }
                 result => Ok(Done { at, fetch, spent, failed: result.is_err() }),
             };
             // The receiver outlives the pool's work.
@@ -102,9 +94,31 @@ pub(super) fn run(
             note: None,
             reply: Box::new(reply),
         };
-        if queue.send(work).is_err() {
-            return Err(JobError::Internal("the workers have ended".into()));
+        queue.send(work).map_err(|_| JobError::Internal("the workers have ended".into()))
+    };
+    let devices = pool.devices();
+    if devices.is_some() {
+        // Devices set up each shape when it comes first.
+        let first = &files[..files.len().min(ONCE)];
+        first.iter().try_for_each(|file| give(file))?;
+        for answer in answers.iter().take(first.len()) {
+            answer.map_err(JobError::Internal)?;
         }
+    }
+    // Long enough that every worker has its memory and the clock its speed.
+    let warm = (window / 5).min(Duration::from_secs(1));
+    let begin = Instant::now();
+    let mut before = None;
+    for file in files.iter().cycle() {
+        if begin.elapsed() >= warm + window {
+            break;
+        }
+        if let (None, Some(devices)) = (&before, &devices)
+            && begin.elapsed() >= warm
+        {
+            before = Some(devices.so_far());
+        }
+        give(file)?;
     }
     drop((sender, queue));
     let done: Vec<Done> =

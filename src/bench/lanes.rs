@@ -24,7 +24,7 @@ pub(super) struct Run {
     pub(super) times: Times,
     /// Different pictures that took part.
     pub(super) pictures: usize,
-    /// Until each device had computed each size.
+    /// Until each device had computed each size, from when its lane was open.
     pub(super) warm_up: Duration,
 }
 
@@ -36,7 +36,7 @@ pub(super) fn run(
     window: Duration,
 ) -> Result<Run, JobError> {
     let sizes = by_size(pictures, batching);
-    let (start, begin) = (Barrier::new(batching.devices), Instant::now());
+    let start = Barrier::new(batching.devices);
     let one = |device: usize| work(&**engine, device, batching, &sizes, window, &start);
     let one = &one;
     let done: Vec<Result<Measured, EngineError>> = std::thread::scope(|scope| {
@@ -52,12 +52,12 @@ pub(super) fn run(
     });
     let (mut times, mut rate, mut warm_up) = (Vec::new(), 0.0, Duration::ZERO);
     for measured in done {
-        let Measured { between, began } = measured.map_err(|error| fault(&error))?;
+        let Measured { between, warmed } = measured.map_err(|error| fault(&error))?;
         let seconds = between.iter().sum::<Duration>().as_secs_f64();
         rate += (between.len() * batching.pictures) as f64 / seconds;
         let share = |time: Duration| time.div_f64(batching.pictures as f64);
         times.extend(between.into_iter().map(share));
-        warm_up = warm_up.max(began - begin);
+        warm_up = warm_up.max(warmed);
     }
     let pictures = sizes.iter().map(Vec::len).sum();
     Ok(Run { images_per_second: rate, times: Times::of(times), pictures, warm_up })
@@ -88,7 +88,8 @@ fn by_size(pictures: &[Picture], batching: Batching) -> Vec<Vec<&Picture>> {
 struct Measured {
     /// From one batch to the next.
     between: Vec<Duration>,
-    began: Instant,
+    /// How long each size took once. Opening the lane is the engine's, which has done so before.
+    warmed: Duration,
 }
 
 /// Full batches of one size, to be given to a device again and again.
@@ -165,20 +166,21 @@ fn work(
 ) -> Result<Measured, EngineError> {
     let prepare = || {
         let mut lane = engine.lane(device)?;
+        let opened = Instant::now();
         let stocks = sizes.iter().map(|alike| Stock::new(engine, batching, alike));
         let mut stocks: Vec<Stock> = stocks.collect::<Result<_, _>>()?;
         for stock in &mut stocks {
             stock.submit(&mut *lane)?;
             stock.take(lane.finish()?, batching)?;
         }
-        Ok((lane, stocks))
+        Ok((lane, stocks, opened.elapsed()))
     };
     // All come here, also who failed or panicked: the others wait for them.
     let prepared = catch_unwind(AssertUnwindSafe(prepare));
     start.wait();
     let prepared = prepared.unwrap_or_else(|panic| resume_unwind(panic));
     let began = Instant::now();
-    let (mut lane, mut stocks) = prepared?;
+    let (mut lane, mut stocks, warmed) = prepared?;
     let (mut flight, mut between) = (VecDeque::new(), Vec::with_capacity(4096));
     let mut before = None;
     loop {
@@ -200,7 +202,7 @@ fn work(
     }
     // Whoever gives a lane back takes what is in it.
     flight.iter().try_for_each(|_| lane.finish().map(drop))?;
-    Ok(Measured { between, began })
+    Ok(Measured { between, warmed })
 }
 
 #[cfg(test)]

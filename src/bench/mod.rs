@@ -28,8 +28,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::{Arithmetic, Chosen, Device, decide, gpus, open};
-use crate::job::{JobError, about_batch};
+use crate::engine::{Arithmetic, Chosen, Device, Engine, decide, gpus};
+use crate::job::{Asked, JobError, about_batch, refused};
 use crate::kernels::Cpu;
 use crate::model::ModelFile;
 use crate::picture::{Limits, Truncated};
@@ -110,7 +110,8 @@ pub fn run(options: &Options) -> Result<Report, JobError> {
 
     refuse_layers(options, &options.arithmetic.device)?;
     let mut notes = Vec::new();
-    let chosen = decide(&options.arithmetic, None, &mut notes).map_err(|e| JobError::usage(&e))?;
+    let mut chosen =
+        decide(&options.arithmetic, None, &mut notes).map_err(|error| refused(&error, &notes))?;
     let read = ModelFile::find(&options.model, &options.s3)?.read()?;
     let own = u32::try_from(read.info.imgsz).unwrap_or(640);
     let imgsz = options.imgsz.unwrap_or(own);
@@ -132,26 +133,32 @@ pub fn run(options: &Options) -> Result<Report, JobError> {
         notes,
         ..Report::default()
     };
-    match &chosen {
-        Chosen::Kernels(tier) => {
+    let (network, begin) = (Arc::new(read.network), Instant::now());
+    let mut opened: Option<Arc<dyn Engine>> = None;
+    if let Chosen::Gpus(numbers) = &chosen {
+        refuse_layers(options, &Device::Cuda(numbers.clone()))?;
+        let asked = Asked { arithmetic: &options.arithmetic, class: None, side: imgsz as usize };
+        let engine = asked.open(network.clone(), &mut chosen, false, &mut report.notes);
+        opened = Some(engine.map_err(|error| refused(&error, &report.notes))?);
+    }
+    match (&chosen, opened) {
+        (Chosen::Kernels(tier), _) => {
             report.notes.extend(about_batch(options.arithmetic.batch, None, false));
-            cpu::measure(&mut report, options, &read.network, *tier, &params, &files)?;
+            cpu::measure(&mut report, options, &network, *tier, &params, &files)?;
         }
-        Chosen::Gpus(numbers) => {
+        (Chosen::Gpus(numbers), Some(engine)) => {
             let device = Device::Cuda(numbers.clone());
-            refuse_layers(options, &device)?;
             let here = gpus().unwrap_or_default();
             let named = numbers.iter().filter_map(|n| here.iter().find(|gpu| gpu.number == *n));
             report.gpus = named.map(|gpu| gpu.name.clone()).collect();
             report.device = device.to_string();
-            let (network, begin) = (Arc::new(read.network), Instant::now());
-            let engine = open(network, &chosen, &options.arithmetic, None, imgsz as usize)
-                .map_err(|error| JobError::usage(&error))?;
-            gpu::measure(&mut report, options, &engine, begin.elapsed(), &params, &files)?;
+            let opened = begin.elapsed();
+            drop(network);
+            gpu::measure(&mut report, options, &engine, opened, &params, &files)?;
         }
-        Chosen::Candle => {
+        (Chosen::Candle | Chosen::Gpus(_), _) => {
             return Err(JobError::Internal(
-                "candle is for jobs that have it. This is a bug.".into(),
+                "candle is for jobs that have it, and GPUs are opened. This is a bug.".into(),
             ));
         }
     }

@@ -20,7 +20,7 @@ use super::since::{Known, resolve};
 use super::spec::Spec;
 use super::strikes::quarantined;
 use super::terminal::Terminal;
-use crate::pool::{Budget, Pool, Work};
+use crate::pool::{Budget, Failure, Pool, Work};
 use crate::store::{Key, Listed, Object, Source, one_line, sha256};
 
 /// Pictures kept for the probe, spread over the whole listing.
@@ -103,8 +103,9 @@ pub fn dry_run(spec: &Spec, terminal: &Terminal) -> Result<Estimate, JobError> {
     let params = Arc::new(pool_params(spec, &loaded.facts));
     let budget = Budget::new(shares.free, shares.reserve);
     let slots = loaded.engine.batching().map_or(0, |batching| batching.slots());
-    let (probed, rate) = probe(&pool, slots, &params, &budget, &*source, &sample.kept);
+    let probed = probe(&pool, slots, &params, &budget, &*source, &sample.kept);
     pool.stop(Duration::from_secs(1));
+    let (probed, rate) = probed?;
     Ok(Estimate {
         skipped: plan.skipped.clone(),
         probed,
@@ -144,6 +145,9 @@ impl Sample {
 ///
 /// Devices answer a whole batch at once, so between the answers of a few pictures there is no time to
 /// be measured. They get the sample over and over, until all `slots` have been filled some times.
+///
+/// # Errors
+/// When workers or devices fail: pictures that they do not compute are done in no time.
 fn probe(
     pool: &Pool,
     slots: usize,
@@ -151,7 +155,7 @@ fn probe(
     budget: &Arc<Budget>,
     source: &dyn Source,
     sample: &[Object],
-) -> (u64, Option<f64>) {
+) -> Result<(u64, Option<f64>), JobError> {
     let (sender, answers) = crossbeam_channel::unbounded();
     let queue = pool.queue();
     let start = Instant::now();
@@ -173,9 +177,15 @@ fn probe(
             ticket,
             cancelled: Arc::new(AtomicBool::new(false)),
             note: None,
-            reply: Box::new(move |_| {
+            reply: Box::new(move |outcome| {
                 // The receiver outlives the probe.
-                let _ = sender.send(Instant::now());
+                let _ = sender.send(match outcome.result {
+                    Err(Failure::Worker(text) | Failure::Lost(text)) => {
+                        Err(JobError::Internal(text))
+                    }
+                    Err(Failure::Exhausted(text)) => Err(JobError::Exhausted(text)),
+                    Ok(_) | Err(Failure::Picture(_) | Failure::Cancelled) => Ok(Instant::now()),
+                });
             }),
         };
         if queue.send(work).is_err() {
@@ -184,7 +194,7 @@ fn probe(
         sent += 1;
     }
     drop((sender, queue));
-    let times: Vec<Instant> = answers.iter().collect();
+    let times: Vec<Instant> = answers.iter().collect::<Result<_, JobError>>()?;
     let probed = sent.min(sample.len() as u64);
     let rate = match slots {
         0 => rate(&times, pool.workers()),
@@ -195,7 +205,7 @@ fn probe(
         }),
         _ => rate(&times, slots),
     };
-    (probed, rate)
+    Ok((probed, rate))
 }
 
 /// Answers a second after the first `warm` of them.

@@ -28,6 +28,8 @@ pub(super) enum Event {
     Answer(Box<Answer>),
     /// A mini-batch cannot be finished this time: store or worker, not a picture.
     Fault { batch: u64, try_number: u64, reason: String },
+    /// The same, and the fault of a device that others stand in for.
+    Lost { batch: u64, try_number: u64, reason: String },
     /// The same, and a device has run out of memory: the run ought to end.
     Exhausted { batch: u64, try_number: u64, reason: String },
     /// The lister has published another segment.

@@ -359,6 +359,11 @@ impl Feeder {
                     let _ = events.send(Event::Fault { batch, try_number, reason });
                     return;
                 }
+                Err(Failure::Lost(reason)) => {
+                    let Answer { batch, try_number, .. } = answer;
+                    let _ = events.send(Event::Lost { batch, try_number, reason });
+                    return;
+                }
                 Err(Failure::Exhausted(reason)) => {
                     let Answer { batch, try_number, .. } = answer;
                     let _ = events.send(Event::Exhausted { batch, try_number, reason });

@@ -10,12 +10,12 @@ use super::memory::{Needs, Shares, divide};
 use super::pack::{self, Ready};
 use super::settings::Settings;
 use super::spec::{at_least_one, choice, defaults, megabytes, show, size, usage};
-use crate::engine::{self, Arithmetic, Chosen, Device, Engine, EngineError, Precision};
+use crate::engine::{self, Arithmetic, Chosen, Device, Engine, EngineError, Precision, Worker};
 use crate::model::ModelFile;
 use crate::picture::{Limits, Truncated};
 use crate::pool::{self, Params};
 use crate::store::S3Options;
-use crate::yolo::NmsOptions;
+use crate::yolo::{Network, NmsOptions};
 
 /// A checkpoint, and what is asked of it.
 #[derive(Clone, Debug)]
@@ -133,15 +133,56 @@ impl Inference {
     /// When it cannot be read, is no YOLOv8 detector, or lacks a class that was asked for; when this
     /// machine has no such arithmetic.
     pub fn load(&self, s3: &S3Options, class: Option<&str>) -> Result<Loaded, JobError> {
+        self.load_as(s3, class, class.is_some())
+    }
+
+    /// Reads the model of a server once more, which computed on `device` before. GPUs are not given up
+    /// for a CPU then, which has other answers and another pace. It has fitted, so one without memory
+    /// for it is a passing fault.
+    ///
+    /// # Errors
+    /// As [`Inference::load`].
+    pub fn load_again(&self, s3: &S3Options, device: &Device) -> Result<Loaded, JobError> {
+        let mut again = self.clone();
+        if let Device::Cuda(_) = device {
+            again.arithmetic.device = device.clone();
+        }
+        again.load_as(s3, None, true)
+    }
+
+    fn load_as(
+        &self,
+        s3: &S3Options,
+        class: Option<&str>,
+        begun: bool,
+    ) -> Result<Loaded, JobError> {
         let (mut remarks, mut notes) = (Vec::new(), Vec::new());
         let file = ModelFile::find(&self.model, s3)?;
-        let (arithmetic, chosen) =
-            self.decide(class, &mut remarks).map_err(|error| JobError::usage(&error))?;
-        let Ready { engine, sha256, labels, imgsz } = match pack::load(&file, &chosen, &mut notes)?
-        {
+        let decided = self.decide(class, &mut remarks);
+        let (arithmetic, mut chosen) = decided.map_err(|error| refused(&error, &remarks))?;
+        let ready = match pack::load(&file, &chosen, &mut notes)? {
             Some(ready) => ready,
-            None => self.read(&file, &chosen, &arithmetic, class)?,
+            None => {
+                let (opened, sha256, labels, imgsz) = {
+                    let model = file.read()?;
+                    let (sha256, imgsz) = (model.sha256, model.info.imgsz);
+                    let labels = model.network.labels.clone();
+                    let side = self.longest_side(imgsz) as usize;
+                    let asked = Asked { arithmetic: &arithmetic, class, side };
+                    // The engine keeps its own form of the weights; this was the last use of the
+                    // file's.
+                    let network = Arc::new(model.network);
+                    let instead = self.device_is_inherited;
+                    (asked.open(network, &mut chosen, instead, &mut remarks), sha256, labels, imgsz)
+                };
+                let engine = opened.map_err(|error| match unopened(&error, begun) {
+                    JobError::Usage(_) => refused(&error, &remarks),
+                    other => other,
+                })?;
+                Ready { engine, sha256, labels, imgsz }
+            }
         };
+        let Ready { engine, sha256, labels, imgsz } = ready;
         let together = engine.batching().map(|batching| batching.pictures);
         remarks.extend(about_batch(self.arithmetic.batch, together, class.is_some()));
         let imgsz = self.longest_side(imgsz);
@@ -164,6 +205,16 @@ impl Inference {
             // where the batch that it asks for did not fit when the job was begun.
             arithmetic.batch = None;
         }
+        if let Some(class) = class
+            && self.device_is_inherited
+            && matches!(arithmetic.device, Device::Cuda(_)) != class.starts_with(ON_GPUS)
+            && arithmetic.device != Device::Auto
+        {
+            // A retry has the settings of its job, and may have been begun elsewhere.
+            let Arithmetic { device, .. } = &arithmetic;
+            remarks.push(format!("not on {device}, as before: the job's class is `{class}`"));
+            arithmetic.device = Device::Auto;
+        }
         match engine::decide(&arithmetic, class, remarks) {
             Err(EngineError::Device { device, reason }) if self.device_is_inherited => {
                 remarks.push(format!("not on {device}, as before: {reason}"));
@@ -181,23 +232,21 @@ impl Inference {
         self.imgsz.unwrap_or(own).next_multiple_of(32)
     }
 
-    /// The model from its checkpoint.
-    fn read(
-        &self,
-        file: &ModelFile,
-        chosen: &Chosen,
-        arithmetic: &Arithmetic,
-        class: Option<&str>,
-    ) -> Result<Ready, JobError> {
-        let model = file.read()?;
-        let (sha256, imgsz) = (model.sha256, model.info.imgsz);
-        let labels = model.network.labels.clone();
-        // The engine keeps its own form of the weights; this was the last use of the file's.
-        let side = self.longest_side(imgsz) as usize;
-        let network = Arc::new(model.network);
-        let engine = engine::open(network, chosen, arithmetic, class, side)
-            .map_err(|error| unopened(&error, class.is_some()))?;
-        Ok(Ready { engine, sha256, labels, imgsz })
+    /// What there is to know of the model of a job in which nothing is left to be computed, so that it
+    /// does not matter where it could be.
+    ///
+    /// # Errors
+    /// When it cannot be read, or lacks a class that was asked for.
+    pub(super) fn describe(&self, s3: &S3Options, class: &str) -> Result<Loaded, JobError> {
+        let model = ModelFile::find(&self.model, s3)?.read()?;
+        let labels = model.network.labels;
+        let classes =
+            self.classes.as_ref().map(|wanted| resolve_classes(wanted, &labels)).transpose()?;
+        let imgsz = self.longest_side(model.info.imgsz);
+        let numeric_class = class.to_owned();
+        let facts = ModelFacts { sha256: model.sha256, labels, imgsz, classes, numeric_class };
+        let engine = Arc::new(Elsewhere(class.to_owned()));
+        Ok(Loaded { engine, device: Device::Cpu, facts, remarks: Vec::new(), notes: Vec::new() })
     }
 
     /// What is asked of the pool for each picture.
@@ -245,6 +294,82 @@ impl Inference {
             picture: self.limits.max_memory,
         };
         divide(self.memory_budget, self.workers(), needs)
+    }
+}
+
+/// What numeric classes of GPUs begin with.
+const ON_GPUS: &str = "cuda-";
+
+/// What an engine is opened for.
+pub(crate) struct Asked<'a> {
+    pub(crate) arithmetic: &'a Arithmetic,
+    /// That of a job that exists.
+    pub(crate) class: Option<&'a str>,
+    /// Longest side of inputs.
+    pub(crate) side: usize,
+}
+
+impl Asked<'_> {
+    /// Opens what was `chosen`. A GPU that is there and cannot be used is no reason to stop where
+    /// nobody named it, or another device will do `instead`, and no job has its class: then it is the
+    /// CPU, which `remarks` says.
+    ///
+    /// # Errors
+    /// When there is no such engine here, or it cannot take the network.
+    pub(crate) fn open(
+        &self,
+        network: Arc<Network>,
+        chosen: &mut Chosen,
+        instead: bool,
+        remarks: &mut Vec<String>,
+    ) -> Result<Arc<dyn Engine>, EngineError> {
+        let Asked { arithmetic, class, side } = *self;
+        let free = instead || arithmetic.device == Device::Auto;
+        let spare =
+            (free && class.is_none() && matches!(chosen, Chosen::Gpus(_))).then(|| network.clone());
+        match (engine::open(network, chosen, arithmetic, class, side), spare) {
+            (Err(EngineError::Device { reason, .. }), Some(network)) => {
+                // What follows the first line is where in the code that was found.
+                let reason = reason.lines().next().unwrap_or_default();
+                remarks.push(format!("on the CPU: {reason}"));
+                let arithmetic = Arithmetic { device: Device::Cpu, ..arithmetic.clone() };
+                *chosen = engine::decide(&arithmetic, None, remarks)?;
+                engine::open(network, chosen, &arithmetic, None, side)
+            }
+            (opened, _) => opened,
+        }
+    }
+}
+
+/// The engine of a job that is complete: it has a numeric class, and computes nothing.
+struct Elsewhere(String);
+
+impl Engine for Elsewhere {
+    fn numeric_class(&self) -> &str {
+        &self.0
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        0
+    }
+
+    fn scratch_bytes(&self, _: usize, _: usize) -> u64 {
+        0
+    }
+
+    fn worker(&self) -> Result<Box<dyn Worker>, EngineError> {
+        let step = format!("class {} for a job in which nothing is left to be done", self.0);
+        Err(EngineError::Unsupported { step })
+    }
+}
+
+/// That something is not to be had here, and what was left aside before.
+pub(crate) fn refused(error: &EngineError, remarks: &[String]) -> JobError {
+    match JobError::usage(error) {
+        JobError::Usage(text) if !remarks.is_empty() => {
+            JobError::Usage(format!("{text} ({})", remarks.join("; ")))
+        }
+        error => error,
     }
 }
 
@@ -370,10 +495,28 @@ mod tests {
         let elsewhere = on(Device::Cuda(vec![9999]));
         let mut remarks = Vec::new();
         assert!(elsewhere.decide(Some("f32-portable"), &mut remarks).is_err());
+        assert!(elsewhere.decide(None, &mut remarks).is_err());
         let inherited = Inference { device_is_inherited: true, ..elsewhere };
         let (arithmetic, chosen) = inherited.decide(Some("f32-portable"), &mut remarks).unwrap();
         assert_eq!((arithmetic.device, device(&chosen)), (Device::Auto, Device::Cpu));
         assert!(remarks[0].starts_with("not on cuda:9999, as before: "), "{remarks:?}");
+    }
+
+    #[test]
+    fn a_job_begun_on_a_cpu_leaves_the_device_that_its_settings_came_with() {
+        // Whether it is here or not.
+        let inherited = Inference { device_is_inherited: true, ..on(Device::Cuda(vec![0])) };
+        let mut remarks = Vec::new();
+        let (arithmetic, chosen) = inherited.decide(Some("f32-portable"), &mut remarks).unwrap();
+        assert_eq!((arithmetic.device, device(&chosen)), (Device::Auto, Device::Cpu));
+        assert_eq!(remarks, ["not on cuda:0, as before: the job's class is `f32-portable`"]);
+    }
+
+    #[test]
+    fn a_refusal_has_what_was_left_aside_before() {
+        let text = |remarks: &[String]| refused(&EngineError::Half, remarks).to_string();
+        assert!(text(&[]).ends_with("(use auto)"));
+        assert!(text(&["on the CPU: no GPU".into()]).ends_with("(use auto) (on the CPU: no GPU)"));
     }
 
     #[test]

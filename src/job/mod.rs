@@ -46,7 +46,7 @@ pub use exit::{EXIT_HELP, Exit, JobError};
 pub use feeder::size_fault;
 pub use fingerprint::{Fingerprint, ModelFacts};
 pub use gate::{Gate, GateResult, Totals, judge};
-pub(crate) use inference::about_batch;
+pub(crate) use inference::{Asked, about_batch, refused};
 pub use inference::{Inference, Loaded, arithmetic, resolve_classes};
 pub use line::{
     BoxUnit, Detection, LINE_SCHEMA, LINE_SCHEMA_JSON, Line, LineError, LineSchema, Meta,

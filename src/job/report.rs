@@ -16,6 +16,10 @@ use crate::store::{Skip, Traffic, one_line};
 /// A device that is busy for this share of its time is what bounds a run.
 const BUSY: f64 = 0.85;
 
+/// … if of its batches' places this share of the time at least is for pictures: else it is kept busy
+/// with padding, by whatever keeps pictures from coming.
+const WELL_USED: f64 = 0.6;
+
 /// Thread-seconds by stage.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Stages {
@@ -171,8 +175,11 @@ impl Report {
         if available > 0.0 {
             self.waiting = (stages.idle / available).min(1.0);
         }
-        if let Some(devices) = self.devices.filter(|d| self.pictures > 0 && d.utilisation() >= BUSY)
-        {
+        let bounds = |devices: &DevicesSoFar| {
+            let busy = devices.utilisation();
+            self.pictures > 0 && busy >= BUSY && busy * devices.fullness() >= WELL_USED
+        };
+        if let Some(devices) = self.devices.filter(bounds) {
             let percent = |share: f64| 100.0 * share;
             let names = if devices.devices == 1 { "the device was" } else { "the devices were" };
             self.bound = format!(
@@ -399,6 +406,27 @@ mod tests {
             Report { pictures: 5, seconds: 10.0, workers: 2, stages, ..Report::default() };
         report.judge();
         report.bound
+    }
+
+    #[test]
+    fn a_device_that_computes_padding_bounds_nothing() {
+        let on = |pictures, padded| {
+            let devices =
+                DevicesSoFar { pictures, padded, busy: 9.5, waited: 0.5, ..Default::default() };
+            let stages = Stages { idle: 15.0, fetch: 9.0, ..Stages::default() };
+            let mut report = Report {
+                pictures,
+                seconds: 10.0,
+                workers: 2,
+                stages,
+                devices: Some(devices),
+                ..Report::default()
+            };
+            report.judge();
+            report.bound
+        };
+        assert!(on(90, 10).contains("busy 95 % of the time"), "{}", on(90, 10));
+        assert!(on(6, 94).starts_with("Bounded by the supply of pictures"), "{}", on(6, 94));
     }
 
     #[test]

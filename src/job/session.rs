@@ -404,7 +404,14 @@ pub fn open_on(
         Mode::StartOver => None,
         Mode::Run | Mode::Resume => manifest.job()?,
     };
-    let mut loaded = load(&spec, before.as_ref().and_then(numeric_class))?;
+    let class = before.as_ref().and_then(numeric_class);
+    let mut loaded = match (load(&spec, class), class) {
+        // Nothing is left to be computed, so it need not be possible here.
+        (Err(error), Some(class)) if mode == Mode::Resume && manifest.success()?.is_some() => {
+            spec.inference.describe(&spec.s3, class).map_err(|_| error)?
+        }
+        (loaded, _) => loaded?,
+    };
     loaded.remarks.iter().for_each(|remark| terminal.say(&one_line(remark)));
     loaded.notes.iter().for_each(|note| terminal.detail(note));
     // Before anything is written; what the source reads ahead of time comes to little more.
@@ -457,7 +464,7 @@ pub fn open_on(
         return Err(JobError::Internal(what));
     }
     if let Some(job) = &job {
-        join(job, &spec, load, &mut loaded)?;
+        loaded = join(job, &spec, load, loaded)?;
         if planned.is_none() {
             same_folder(job, &spec, &*source)?;
         }
@@ -526,7 +533,7 @@ pub fn open_on(
         let there = manifest.put_job(&new)?;
         failpoint::hit("after_job").map_err(JobError::Internal)?;
         if there.id != new.id {
-            join(&there, &spec, load, &mut loaded)?;
+            loaded = join(&there, &spec, load, loaded)?;
             same_folder(&there, &spec, &*source)?;
             if there.since != new.since {
                 known = Known::open(&there.since, &spec.s3)?.map(Arc::new);
@@ -560,14 +567,17 @@ pub(super) fn unfinished(name: &str) -> String {
 
 /// Takes over what a job that is there has settled; another shard, on another machine, may have made
 /// it since the model was read.
-fn join(job: &Job, spec: &Spec, load: &Load<'_>, loaded: &mut Loaded) -> Result<(), JobError> {
+fn join(job: &Job, spec: &Spec, load: &Load<'_>, mut loaded: Loaded) -> Result<Loaded, JobError> {
     if let Some(class) = numeric_class(job)
         && class != loaded.facts.numeric_class
     {
-        *loaded = load(spec, Some(class))?;
+        // A GPU may not have room for both.
+        drop(loaded);
+        loaded = load(spec, Some(class))?;
     }
     let output = spec.output.to_string();
-    check(&job.fingerprint, &fingerprint(spec, &loaded.facts), &output)
+    check(&job.fingerprint, &fingerprint(spec, &loaded.facts), &output)?;
+    Ok(loaded)
 }
 
 /// The job in an output; `None` where there is none and the output counts as empty.

@@ -247,14 +247,14 @@ impl Spec {
     }
 }
 
-/// `yolo predict`'s defaults where it has them.
+/// `yolo predict`'s defaults where it has them. A device that nobody asks for is none: versions that
+/// know of no devices read the job, too.
 pub(super) fn defaults() -> Settings {
     Settings {
         conf: Some(0.25),
         iou: Some(0.7),
         max_det: Some(300),
         precision: Some("auto".into()),
-        device: Some("auto".into()),
         agnostic: Some(false),
         square: Some(false),
         boxes: Some("pixels".into()),

@@ -104,6 +104,12 @@ impl Pool {
         self.devices.clone()
     }
 
+    /// Whether it can compute: not where all of the engine's devices have failed.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.devices.as_ref().is_none_or(|devices| devices.alive() > 0)
+    }
+
     /// A handle for submitting work; submission blocks while the queue is full.
     ///
     /// # Panics

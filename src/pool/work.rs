@@ -75,6 +75,8 @@ pub enum Failure {
     Picture(PictureError),
     /// The fault of the worker, or of its device; the picture is not to blame.
     Worker(String),
+    /// The device that had it has failed, and others go on: another try is theirs.
+    Lost(String),
     /// A device has run out of memory, of which others may have taken some. Another run may find it
     /// free again; the picture is not to blame.
     Exhausted(String),

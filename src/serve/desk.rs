@@ -86,6 +86,8 @@ pub struct Counter {
 #[derive(Debug, Default)]
 struct Queue {
     counter: Option<Counter>,
+    /// Nobody is to wait for a counter.
+    closed: bool,
     /// By the time at which they are due, and in order of arrival.
     waiting: BTreeMap<(Instant, u64), Waiting>,
     arrivals: u64,
@@ -202,7 +204,17 @@ impl Desk {
     pub fn open(self: &Arc<Desk>, counter: Option<Counter>) {
         let mut queue = self.lock();
         queue.counter = counter;
+        queue.closed = false;
         self.serve(&mut queue);
+    }
+
+    /// Until it is opened again, nothing goes anywhere, and nothing waits: pictures that do, and those
+    /// that come, get no answer.
+    pub fn close(&self) {
+        let mut queue = self.lock();
+        queue.counter = None;
+        queue.closed = true;
+        queue.waiting.clear();
     }
 
     /// Queues a picture; `large` says [`is_large`].
@@ -224,6 +236,9 @@ impl Desk {
             Priority::Background => now + PATIENCE,
         };
         let mut queue = self.lock();
+        if queue.closed {
+            return pending;
+        }
         let place = (due, queue.arrivals);
         queue.arrivals += 1;
         queue.waiting.insert(place, Waiting { bytes, params, large, cancelled, answer: sender });
@@ -419,6 +434,26 @@ mod tests {
         let budget = Budget::new(1, 1);
         desk.open(Some(Counter { queue, places: 1, budget, workers: 1 }));
         assert_eq!((desk.waiting(), work.len()), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn nothing_waits_for_a_model_that_is_given_up() {
+        let (desk, work, params) = desk(1);
+        let ask = |side| submit(&desk, side, &params, Priority::RealTime);
+        let (first, second) = (ask(1), ask(2));
+        desk.close();
+        let third = ask(3);
+        assert_eq!((desk.waiting(), work.len()), (0, 1));
+        assert!(second.answer().await.is_none() && third.answer().await.is_none());
+        // What has gone to the pool has its answer from there.
+        finish(work.try_recv().unwrap());
+        assert!(first.answer().await.is_some());
+        assert_eq!(desk.busy(), 0);
+        let (queue, work) = bounded(1);
+        let budget = Budget::new(1, 1);
+        desk.open(Some(Counter { queue, places: 1, budget, workers: 1 }));
+        let _fourth = ask(4);
+        assert_eq!(work.len(), 1);
     }
 
     #[tokio::test]

@@ -57,6 +57,10 @@ pub struct Endpoint {
     model: watch::Sender<Model>,
     /// A worker has failed since the model last answered.
     suspect: AtomicBool,
+    /// Where the model was when it was loaded last.
+    device: Mutex<Option<Device>>,
+    /// Its devices have failed, and it has not been loaded again since.
+    lost: AtomicBool,
     /// When a request last came or went, in milliseconds since the start.
     used: AtomicU64,
     start: Instant,
@@ -147,6 +151,8 @@ impl Endpoint {
             reads: Arc::new(Semaphore::new(READS)),
             model: watch::Sender::new(Model::Cold),
             suspect: AtomicBool::new(false),
+            device: Mutex::default(),
+            lost: AtomicBool::new(false),
             used: AtomicU64::new(0),
             start: Instant::now(),
             config,
@@ -259,9 +265,39 @@ impl Endpoint {
             .map(|model| model.clone());
         match settled {
             Ok(Model::Ready(ready)) => Ok(ready),
-            Ok(Model::Broken(error, _)) => Err(Problem::internal(format!("the model: {error}"))),
+            Ok(Model::Broken(error, _)) => Err(self.problem(&error)),
             _ => Err(Problem::internal("the endpoint is going away")),
         }
+    }
+
+    /// What a model that cannot be had is to a request. Devices that have failed are tried again, and
+    /// may have memory again.
+    fn problem(&self, error: &JobError) -> Problem {
+        let text = format!("the model: {error}");
+        match matches!(error, JobError::Exhausted(_)) || self.lost.load(Ordering::Relaxed) {
+            true => Problem::passing(text),
+            false => Problem::internal(text),
+        }
+    }
+
+    /// Lets a model go of whose devices none is left, so that a later request loads it anew. Says
+    /// whether that is so.
+    fn let_go(&self, ready: &Arc<Ready>, error: JobError) -> bool {
+        if ready.pool.as_ref().is_none_or(Pool::is_alive) {
+            return false;
+        }
+        self.model.send_if_modified(|model| match model {
+            Model::Ready(now) if Arc::ptr_eq(now, ready) => {
+                tracing::error!(%error, "no device is left; the model will be loaded anew");
+                self.lost.store(true, Ordering::Relaxed);
+                self.desk.close();
+                *model = Model::Broken(Arc::new(error), Instant::now());
+                true
+            }
+            // Another request has seen to it.
+            _ => false,
+        });
+        true
     }
 
     /// Loads the model; on a thread of its own.
@@ -272,6 +308,8 @@ impl Endpoint {
                 // Here, for whoever waits for it may be answered before anybody else comes on.
                 phases::ended(Phase::Model);
                 self.metrics.model_setup.observe(ready.setup.as_secs_f64());
+                self.lost.store(false, Ordering::Relaxed);
+                self.suspect.store(false, Ordering::Relaxed);
                 Model::Ready(Arc::new(ready))
             }
             Err(error) => {
@@ -285,7 +323,13 @@ impl Endpoint {
 
     fn prepare(&self, begun: Instant) -> Result<Ready, JobError> {
         let EndpointConfig { inference, s3, .. } = &self.config;
-        let loaded = inference.load(s3, None)?;
+        let mut before = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = match &*before {
+            Some(device) => inference.load_again(s3, device)?,
+            None => inference.load(s3, None)?,
+        };
+        *before = Some(loaded.device.clone());
+        drop(before);
         let shares = inference.shares(&loaded, 0)?;
         let Loaded { engine, device, facts, remarks, notes } = loaded;
         let notes = remarks.into_iter().chain(notes).chain(shares.note).collect();
@@ -413,7 +457,10 @@ impl Endpoint {
         let outcome = pending.answer().await;
         self.used();
         let Some(outcome) = outcome else {
-            return Err(Problem::internal("the workers are gone"));
+            return Err(match self.broken() {
+                Some(error) => self.problem(&error),
+                None => Problem::internal("the workers are gone"),
+            });
         };
         match outcome.result {
             Ok(analysis) => {
@@ -438,11 +485,21 @@ impl Endpoint {
             Err(Failure::Worker(text)) => {
                 self.suspect.store(true, Ordering::Relaxed);
                 tracing::error!(error = %text, "a worker failed");
-                Err(Problem::internal(text))
+                match self.let_go(&ready, JobError::Internal(text.clone())) {
+                    true => Err(Problem::passing(text)),
+                    false => Err(Problem::internal(text)),
+                }
+            }
+            // The others have room for it another time.
+            Err(Failure::Lost(text)) => {
+                self.suspect.store(true, Ordering::Relaxed);
+                tracing::error!(error = %text, "a device failed, others go on");
+                Err(Problem::passing(text))
             }
             Err(Failure::Exhausted(text)) => {
                 self.suspect.store(true, Ordering::Relaxed);
                 tracing::error!(error = %text, "a device is out of memory");
+                self.let_go(&ready, JobError::Exhausted(text.clone()));
                 Err(Problem::passing(text))
             }
             Err(Failure::Cancelled) => Err(Problem::internal("nobody waited for it any more")),

@@ -23,6 +23,9 @@ pub(crate) fn emulator() -> &'static Path {
 pub(crate) trait OnEmulatedGpus {
     /// With the emulator in place of CUDA.
     fn emulated(self) -> Self;
+    /// With the emulator, but for its cuBLAS: there is a GPU, and it cannot be opened. `folder` is to
+    /// hold the other libraries.
+    fn emulated_without_blas(self, folder: &Path) -> Self;
     /// With no CUDA at all, whatever this machine has.
     fn without_cuda(self) -> Self;
 }
@@ -31,6 +34,19 @@ impl OnEmulatedGpus for Haul {
     fn emulated(self) -> Haul {
         let folder = emulator().to_str().unwrap();
         // The second is for a binary that was linked with shared libraries.
+        self.env("CUDA_LIB_PATH", folder).env("LD_LIBRARY_PATH", folder)
+    }
+
+    fn emulated_without_blas(self, folder: &Path) -> Haul {
+        std::fs::create_dir_all(folder).unwrap();
+        for entry in std::fs::read_dir(emulator()).unwrap().map(Result::unwrap) {
+            let name = entry.file_name();
+            let link = folder.join(&name);
+            if !name.to_str().unwrap().contains("cublas") && !link.exists() {
+                std::os::unix::fs::symlink(entry.path(), link).unwrap();
+            }
+        }
+        let folder = folder.to_str().unwrap();
         self.env("CUDA_LIB_PATH", folder).env("LD_LIBRARY_PATH", folder)
     }
 

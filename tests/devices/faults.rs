@@ -11,20 +11,30 @@ use crate::pictures::ByPixels;
 use crate::same::{by_workers, pictures};
 use crate::trial::{Asked, Came, ROOMY, SIDE, Surroundings, through};
 
-/// What a picture says that a device has failed.
+/// What a picture says that a device has failed. Where others go on, that is another failure.
 fn is_named(came: &Came, trouble: Trouble) -> bool {
     match (came, trouble) {
         (Came::Exhausted(text), Trouble::Exhausted) => {
             text.contains("is out of memory: a batch") && text.contains("a double")
         }
-        (Came::Failed(text), Trouble::Refuses) => {
+        (Came::Failed(text) | Came::Lost(text), Trouble::Refuses) => {
             text.contains("device") && text.contains("`a copy`") && text.contains("cable is loose")
         }
-        (Came::Failed(text), Trouble::Loses) => text.contains("`the network`"),
-        (Came::Failed(text), Trouble::Panics) => text.contains("panicked: a bug"),
-        (Came::Failed(text), Trouble::Forgets) => text.contains("This is a bug"),
+        (Came::Failed(text) | Came::Lost(text), Trouble::Loses) => text.contains("`the network`"),
+        (Came::Failed(text) | Came::Lost(text), Trouble::Panics) => {
+            text.contains("panicked: a bug")
+        }
+        (Came::Failed(text) | Came::Lost(text), Trouble::Forgets) => text.contains("This is a bug"),
         _ => false,
     }
+}
+
+/// Pictures that failed.
+#[derive(Debug, Default)]
+struct Failures {
+    all: usize,
+    /// Those of them that were lost with a device while others went on.
+    lost: usize,
 }
 
 /// Runs them; gives how many failed by the trouble. All others must be as workers have them.
@@ -33,17 +43,18 @@ fn count_failed(
     around: Surroundings,
     asked: &[Asked],
     trouble: Trouble,
-) -> usize {
+) -> Failures {
     let expected = by_workers(asked);
     let (what, lanes) =
         (format!("{trouble:?}, {around:?}, {:?}", engine.batching), engine.lanes.clone());
     let (came, _) = through(&(Arc::new(engine) as Arc<dyn Engine>), around, asked);
-    let mut failed = 0;
+    let mut failed = Failures::default();
     for (number, (came, expected)) in came.iter().zip(&expected).enumerate() {
         match came {
-            Came::Failed(_) | Came::Exhausted(_) => {
+            Came::Failed(_) | Came::Exhausted(_) | Came::Lost(_) => {
                 assert!(is_named(came, trouble), "{number}: {came:?}, {what}");
-                failed += 1;
+                failed.all += 1;
+                failed.lost += usize::from(matches!(came, Came::Lost(_)));
             }
             _ => assert_eq!(came, expected, "{number}, {what}"),
         }
@@ -64,7 +75,9 @@ fn a_device_that_fails_takes_its_own_pictures_with_it_and_no_others() {
             let around = Surroundings { workers: chance.of(&[1, 2, 4]), waiting: 8, ..ROOMY };
             let failed = count_failed(engine, around, &asked, trouble);
             // Two batches at once. It may never have come to its turn.
-            assert!(failed <= 2 * 4, "{failed} failed by {trouble:?}");
+            assert!(failed.all <= 2 * 4, "{failed:?} by {trouble:?}");
+            let lost = if trouble == Trouble::Exhausted { 0 } else { failed.all };
+            assert_eq!(failed.lost, lost, "{trouble:?}");
         }
     }
 }
@@ -86,7 +99,9 @@ fn where_no_device_is_left_everything_fails_and_nothing_waits() {
             let failed = count_failed(engine, around, &asked, trouble);
             // Before the trouble each device has answered one batch at most, but where there is no
             // picture at all nothing need be computed.
-            assert!(failed >= 60 - 20 - 2 * 3, "{failed} failed by {trouble:?}");
+            assert!(failed.all >= 60 - 20 - 2 * 3, "{failed:?} by {trouble:?}");
+            // Only what the first of two devices had was lost before there was none.
+            assert!(failed.lost <= (devices - 1) * 2 * 3, "{failed:?} by {trouble:?}");
         }
     }
 }

@@ -112,21 +112,32 @@ fn a_job_on_devices_publishes_what_workers_publish() {
     }
 }
 
-/// One of two devices fails: what it had is tried again, and the job is whole.
+/// One of two devices fails, with pictures of more mini-batches than faults may come in a row: they
+/// are tried again, and the job is whole.
 #[test]
 fn the_other_device_does_what_one_has_left() {
     let job = Job::new();
-    job.start(settings(&job.dir, "workers"), &job.loaded.engine).unwrap();
+    let small = |out: &str| Settings { max_images: Some(1), ..settings(&job.dir, out) };
+    job.start(small("workers"), &job.loaded.engine).unwrap();
     let whole = published(&job.out("workers"));
-    for trouble in TROUBLES.into_iter().filter(|&trouble| trouble != Trouble::Exhausted) {
-        let name = format!("{trouble:?}");
-        let mut engine = job.on_devices(2, 2);
-        engine.troubles = [(0, (2, trouble))].into();
+    let troubles = TROUBLES.into_iter().filter(|&trouble| trouble != Trouble::Exhausted);
+    let mut most = 0;
+    for (round, trouble) in (0..10).flat_map(|round| troubles.clone().map(move |t| (round, t))) {
+        let name = format!("{trouble:?}-{round}");
+        let mut engine = job.on_devices(2, 8);
+        engine.troubles = [(0, (1, trouble))].into();
         let engine: Arc<dyn Engine> = Arc::new(engine);
-        let outcome = job.start(settings(&job.dir, &name), &engine).unwrap();
+        let outcome = job.start(small(&name), &engine).unwrap();
         assert_eq!((outcome.exit, outcome.report.given_up), (Exit::SomeFailed, 0), "{name}");
+        // What the device had has a try that failed. It may never have come to its turn.
+        let tries = std::fs::read_dir(job.out(&name).join("_manifest/failed"));
+        most = most.max(tries.map_or(0, Iterator::count));
         assert!(whole == published(&job.out(&name)), "{name}");
+        if trouble == Trouble::Forgets && most > 5 {
+            return;
+        }
     }
+    panic!("at most {most} tries have failed at once");
 }
 
 /// All devices fail: the run ends with their reason, and the next one finishes the job.
@@ -160,7 +171,8 @@ fn a_device_without_memory_interrupts_the_run() {
     for (devices, at) in [(1, 10), (2, 5)] {
         let name = format!("out-{devices}");
         let mut engine = job.on_devices(devices, 2);
-        engine.troubles = [(0, (at, Trouble::Exhausted))].into();
+        // Each of them: one alone may leave all the work to the other.
+        engine.troubles = (0..devices).map(|device| (device, (at, Trouble::Exhausted))).collect();
         let engine: Arc<dyn Engine> = Arc::new(engine);
         let outcome = job.start(small(&name), &engine).unwrap();
         assert_eq!(outcome.exit, Exit::Interrupted, "{:?}", outcome.report);

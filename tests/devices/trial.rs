@@ -51,6 +51,7 @@ pub(crate) enum Came {
     Found(String),
     Bad(String),
     Failed(String),
+    Lost(String),
     Exhausted(String),
     Cancelled,
 }
@@ -60,6 +61,7 @@ fn came(result: Result<Analysis, Failure>) -> Came {
         Ok(analysis) => Came::Found(format!("{analysis:?}")),
         Err(Failure::Picture(error)) => Came::Bad(error.to_string()),
         Err(Failure::Worker(text)) => Came::Failed(text),
+        Err(Failure::Lost(text)) => Came::Lost(text),
         Err(Failure::Exhausted(text)) => Came::Exhausted(text),
         Err(Failure::Cancelled) => Came::Cancelled,
     }

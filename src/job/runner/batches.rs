@@ -194,6 +194,13 @@ impl Dispatcher<'_> {
                     return self.fault(batch, &reason);
                 }
             }
+            Event::Lost { batch, try_number, reason } => {
+                if self.open.get(&batch).is_some_and(|open| open.try_number == try_number) {
+                    // Each device is lost once, so this comes to an end without being counted.
+                    *self.forgiven.entry(batch).or_default() += 1;
+                    self.try_failed(batch, &reason)?;
+                }
+            }
             Event::Exhausted { batch, try_number, reason } => {
                 if self.open.get(&batch).is_some_and(|open| open.try_number == try_number) {
                     self.exhausted(batch, &reason);
@@ -298,31 +305,40 @@ impl Dispatcher<'_> {
         self.attempts.get(&batch).map_or(1, |failed| failed + 1)
     }
 
-    /// A try at a mini-batch has failed: no record, but a file that says why. Too many of them in a
-    /// row give the exit code to stop with.
+    /// A try at a mini-batch has failed. Too many of them in a row give the exit code to stop with.
     pub(super) fn fault(&mut self, id: u64, reason: &str) -> Result<Option<Exit>, JobError> {
-        let Some(open) = self.open.remove(&id) else { return Ok(None) };
-        open.cancelled.store(true, Ordering::Relaxed);
+        if !self.try_failed(id, reason)? {
+            return Ok(None);
+        }
         self.faults_in_a_row += 1;
-        let attempt = self.next_attempt(id);
-        match self.manifest().put_failure(&self.session.job, id, attempt, reason) {
-            // What ails the output may be what there is to tell.
-            Err(error) if error.passes() => self.terminal.warn(&error.to_string()),
-            attempt => drop(self.attempts.insert(id, attempt?)),
-        }
-        self.terminal.try_failed(id, open.try_number, open.try_number >= TRIES, reason);
-        if open.try_number < TRIES {
-            self.terminal.detail(&format!("mini-batch {id}: {reason}; it will be tried again"));
-            self.again.push_back((open.batch, open.try_number + 1));
-        } else {
-            self.terminal.warn(&format!("mini-batch {id} is given up in this run: {reason}"));
-            self.given_up += 1;
-        }
         if self.faults_in_a_row < FAULTS_IN_A_ROW {
             return Ok(None);
         }
         self.terminal.insist(&format!("stopping: {reason}"));
         self.given_up += self.again.len() as u64 + self.open.len() as u64;
         Ok(Some(self.stop_early(Exit::Failed)))
+    }
+
+    /// No record, but a file that says why; and another try, if it has not had enough of them. Says
+    /// whether the mini-batch was open at all.
+    fn try_failed(&mut self, id: u64, reason: &str) -> Result<bool, JobError> {
+        let Some(open) = self.open.remove(&id) else { return Ok(false) };
+        open.cancelled.store(true, Ordering::Relaxed);
+        let attempt = self.next_attempt(id);
+        match self.manifest().put_failure(&self.session.job, id, attempt, reason) {
+            // What ails the output may be what there is to tell.
+            Err(error) if error.passes() => self.terminal.warn(&error.to_string()),
+            attempt => drop(self.attempts.insert(id, attempt?)),
+        }
+        let tries = open.try_number - self.forgiven.get(&id).copied().unwrap_or(0);
+        self.terminal.try_failed(id, open.try_number, tries >= TRIES, reason);
+        if tries < TRIES {
+            self.terminal.detail(&format!("mini-batch {id}: {reason}; it will be tried again"));
+            self.again.push_back((open.batch, open.try_number + 1));
+        } else {
+            self.terminal.warn(&format!("mini-batch {id} is given up in this run: {reason}"));
+            self.given_up += 1;
+        }
+        Ok(true)
     }
 }

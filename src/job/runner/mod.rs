@@ -149,6 +149,8 @@ struct Dispatcher<'a> {
     given_up: u64,
     adopted: u64,
     faults_in_a_row: u64,
+    /// Tries that devices took with them, by mini-batch: no fault of these.
+    forgiven: BTreeMap<u64, u64>,
 
     pictures: u64,
     pictures_ok: u64,
@@ -277,6 +279,7 @@ impl<'a> Dispatcher<'a> {
             given_up: 0,
             adopted: 0,
             faults_in_a_row: 0,
+            forgiven: BTreeMap::new(),
             pictures: 0,
             pictures_ok: 0,
             failures: Vec::new(),

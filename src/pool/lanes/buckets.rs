@@ -5,7 +5,7 @@ use std::time::Instant;
 
 /// So many batches may begin before an older picture, whose bucket does not fill. Without a bound a
 /// rare shape could wait for as long as there is enough of the others.
-const MOST_PASSED: usize = 8;
+const MOST_PASSED: usize = 32;
 
 /// What pictures must have in common to be computed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -58,7 +58,10 @@ impl Device {
                 Fault::Failed(text)
             }
         };
-        let waiting = self.station.lost(&fault).into_iter().map(|filled| filled.pending);
+        // Before anybody hears of it: who does may ask.
+        self.usage.lost();
+        let (fault, waiting) = self.station.lost(fault);
+        let waiting = waiting.into_iter().map(|filled| filled.pending);
         let lost = flights.begun.into_iter().flat_map(|(pictures, _)| pictures).chain(waiting);
         for pending in lost {
             self.hand_back(Computed { pending, result: Err(fault.clone()) });
@@ -92,12 +95,17 @@ impl Device {
         self.clock(flights);
         let (slots, pictures): (Vec<_>, Vec<_>) =
             pictures.into_iter().map(|filled| (filled.slot, filled.pending)).unzip();
-        // First: whatever happens now, these are this device's.
+        // At once: whatever happens now, these are this device's.
         flights.begun.push_back((pictures, Instant::now()));
         failpoint::hit("lane").map_err(|text| self.failed(&text))?;
         let Shape { width, height, conf } = shape;
         let batch = Batch { width, height, conf: f32::from_bits(conf), pictures: slots };
-        lane.submit(batch).map_err(|error| self.fault(&error))
+        lane.submit(batch).map_err(|error| self.fault(&error))?;
+        // Setting up a new shape takes its time, which is not that of computing it.
+        if let Some((_, submitted)) = flights.begun.back_mut() {
+            *submitted = Instant::now();
+        }
+        Ok(())
     }
 
     fn finish(&self, lane: &mut dyn Lane, flights: &mut Flights) -> Result<(), Fault> {
@@ -110,13 +118,15 @@ impl Device {
             )));
         }
         self.clock(flights);
-        let Some((pictures, submitted)) = flights.landed() else { return Ok(()) };
+        // Of two in flight one waits for the other: that time is the other's.
+        let took = flights.since().map_or(Duration::ZERO, |since| since.elapsed());
+        let Some(pictures) = flights.landed() else { return Ok(()) };
         self.usage.finished(expected);
         for slot in slots {
             // Nobody wants it any more where no worker will bring pictures.
             let _ = self.slots.send(slot);
         }
-        let took = submitted.elapsed() / u32::try_from(expected.max(1)).unwrap_or(u32::MAX);
+        let took = took / u32::try_from(expected.max(1)).unwrap_or(u32::MAX);
         for (mut pending, candidates) in pictures.into_iter().zip(candidates) {
             pending.spent.infer = took;
             self.hand_back(Computed { pending, result: Ok(candidates) });
@@ -169,10 +179,10 @@ impl Flights {
     }
 
     /// The oldest, which has been finished just now.
-    fn landed(&mut self) -> Option<(Vec<Pending>, Instant)> {
+    fn landed(&mut self) -> Option<Vec<Pending>> {
         let now = Instant::now();
         self.usual = self.since().map_or(Duration::ZERO, |since| now - since);
         self.finished = Some(now);
-        self.begun.pop_front()
+        self.begun.pop_front().map(|(pictures, _)| pictures)
     }
 }

@@ -54,8 +54,10 @@ pub(super) struct Computed {
 pub(super) enum Fault {
     /// It has no memory left.
     Exhausted(String),
-    /// Anything else.
+    /// Anything else, …
     Failed(String),
+    /// … while other devices go on.
+    Lost(String),
 }
 
 impl From<Fault> for Failure {
@@ -63,6 +65,7 @@ impl From<Fault> for Failure {
         match fault {
             Fault::Exhausted(text) => Failure::Exhausted(text),
             Fault::Failed(text) => Failure::Worker(text),
+            Fault::Lost(text) => Failure::Lost(text),
         }
     }
 }

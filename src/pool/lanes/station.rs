@@ -154,7 +154,9 @@ impl Station {
                     }
                     linger
                 }
-                Wait::Until(until) if state.feeding == 0 || until <= Instant::now() => return None,
+                Wait::Until(until) if until <= Instant::now() || !self.is_more_coming(&state) => {
+                    return None;
+                }
                 Wait::Until(until) => Some(until),
             };
             state = match until {
@@ -179,17 +181,21 @@ impl Station {
         at_work || (state.blocked == 0 && state.feeding > 0 && !self.queue.is_empty())
     }
 
-    /// A device is of no use any more. Gives back the pictures that nobody will compute: all that
-    /// wait, where it was the last one.
-    pub(super) fn lost(&self, fault: &Fault) -> Vec<Filled> {
+    /// A device is of no use any more. Says what that is to its pictures, and gives back those that
+    /// nobody will compute: all that wait, where it was the last one.
+    pub(super) fn lost(&self, fault: Fault) -> (Fault, Vec<Filled>) {
         let mut state = self.lock();
         state.alive -= 1;
         if state.alive > 0 {
-            return Vec::new();
+            let fault = match fault {
+                Fault::Failed(text) => Fault::Lost(text),
+                other => other,
+            };
+            return (fault, Vec::new());
         }
         state.dead = Some(fault.clone());
         state.gone = None;
-        state.buckets.take_all().collect()
+        (fault, state.buckets.take_all().collect())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

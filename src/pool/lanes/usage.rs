@@ -1,6 +1,6 @@
 //! What devices have done, for those who want to know what bounds a run.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -11,6 +11,7 @@ use crate::pool::work::add;
 #[derive(Debug)]
 pub struct Devices {
     count: usize,
+    alive: AtomicUsize,
     size: usize,
     batches: AtomicU64,
     pictures: AtomicU64,
@@ -72,7 +73,18 @@ impl Devices {
     pub(super) fn new(count: usize, size: usize) -> Devices {
         let (batches, pictures) = (AtomicU64::new(0), AtomicU64::new(0));
         let (busy, waited) = (AtomicU64::new(0), AtomicU64::new(0));
-        Devices { count, size, batches, pictures, busy, waited }
+        let alive = AtomicUsize::new(count);
+        Devices { count, alive, size, batches, pictures, busy, waited }
+    }
+
+    /// How many of them have not failed.
+    #[must_use]
+    pub fn alive(&self) -> usize {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn lost(&self) {
+        self.alive.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// What they have done so far. A stretch of time counts when it is over, a batch when it is
