@@ -81,7 +81,9 @@ fn precisions_and_libraries_find_the_same_objects() {
     ] {
         let (haul, out) = on(name);
         let haul = haul.env("HAUL_EMULATED_CUDNN", dnn).args(["--batch", "4"]);
-        haul.args(["--precision", precision]).exits(0);
+        let ran = haul.args(["--precision", precision]).exits(0);
+        let said = ran.stderr.contains("there is no cuDNN");
+        assert_eq!(said, dnn == "0", "{}", ran.stderr);
         let mut boxes = 0;
         for (image, line) in by_image(&out) {
             let found = |line: &haul::job::Line| line.detections.clone().unwrap_or_default();

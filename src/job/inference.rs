@@ -185,6 +185,7 @@ impl Inference {
         let Ready { engine, sha256, labels, imgsz } = ready;
         let together = engine.batching().map(|batching| batching.pictures);
         remarks.extend(about_batch(self.arithmetic.batch, together, class.is_some()));
+        remarks.extend(engine.remarks());
         let imgsz = self.longest_side(imgsz);
         let classes =
             self.classes.as_ref().map(|wanted| resolve_classes(wanted, &labels)).transpose()?;
