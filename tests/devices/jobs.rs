@@ -206,5 +206,5 @@ fn slots_are_counted() {
     let error = job.start(small, &engine).err().unwrap();
     assert_eq!(error.exit(), Exit::Refused);
     let text = error.to_string();
-    assert!(text.contains("pictures for the devices 108 MiB"), "{text}");
+    assert!(text.contains("pictures for the devices 162 MiB"), "{text}");
 }

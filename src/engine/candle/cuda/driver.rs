@@ -64,7 +64,7 @@ impl Gpu {
         let device =
             CudaDevice::new_with_stream(number).map_err(|error| match is_full(&context) {
                 true => full(&error),
-                false => refused(format!("candle cannot open it: {error}")),
+                false => refused(format!("candle cannot open it: {}", first_line(&error))),
             })?;
         let stream = device.cuda_stream();
         let context = stream.context().clone();
@@ -160,8 +160,14 @@ impl Gpu {
     /// One of our kernels.
     pub(super) fn kernel(&self, name: &str) -> Result<Kernel, EngineError> {
         let found = self.device.get_or_load_custom_func(name, "haul", PTX);
-        let function = found
-            .map_err(|error| self.failed(format!("load the kernel {name}"), false, error.into()))?;
+        let function = found.map_err(|error| match self.is_full() {
+            true => self.failed(format!("load the kernel {name}"), true, error.into()),
+            // A driver that is older than the compiler.
+            false => EngineError::Device {
+                device: format!("cuda:{}", self.number),
+                reason: format!("its driver does not take haul's kernels: {}", first_line(&error)),
+            },
+        })?;
         Ok(Kernel { function: function.into_cuda_function(), name: name.to_owned() })
     }
 
@@ -418,6 +424,11 @@ impl Recorded {
     pub(super) fn launch(&self, gpu: &Gpu) -> Result<(), EngineError> {
         self.0.launch().map_err(|error| gpu.fault("launch the network", error))
     }
+}
+
+/// What candle says, without the stack that it adds where RUST_BACKTRACE is set.
+fn first_line(error: &dyn std::error::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// Whether the context could be made this thread's. What an earlier drop has left to say is said once,
