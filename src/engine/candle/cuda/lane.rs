@@ -240,7 +240,7 @@ impl CudaLane {
         waited.into_iter().collect()
     }
 
-    /// Whether a picture has the same bits first and last in a batch, among other neighbours. Nothing
+    /// Whether a picture has the same bits at all places of a batch, and among other neighbours. Nothing
     /// is at work meanwhile.
     fn places_agree(&self, program: &Program) -> Result<bool, EngineError> {
         let Some(index) = (0..DEPTH).find(|index| !self.flying.contains(index)) else {
@@ -250,11 +250,9 @@ impl CudaLane {
         gpu.bind()?;
         let buffer = &self.buffers[index];
         let bytes = 3 * program.shape.width * program.shape.height;
-        let mut before: Option<Vec<Vec<u8>>> = None;
-        for place in [0, self.batch - 1] {
-            for other in 0..self.batch {
-                let seed = if other == place { 0 } else { 1 + (other + place) as u32 };
-                gpu.fill(&noise(bytes, seed), &buffer.pictures, other * bytes)?;
+        let run = |seed: &dyn Fn(usize) -> u32| {
+            for place in 0..self.batch {
+                gpu.fill(&noise(bytes, seed(place)), &buffer.pictures, place * bytes)?;
             }
             gpu.fill(&asked(self.batch, 1.0), &buffer.out, 0)?;
             // SAFETY: the GPU is bound; the lane owns all that is pointed to, and waits before it
@@ -262,23 +260,31 @@ impl CudaLane {
             let launched =
                 unsafe { program.launch(&self.on, self.workspace.pointer(), buffer.ends()) };
             gpu.wait(&gpu.stream)?;
-            launched?;
-            let mut logits = Vec::with_capacity(program.logits.len());
-            for &(at, size) in &program.logits {
+            launched
+        };
+        let logits = |place: usize| -> Result<Vec<Vec<u8>>, EngineError> {
+            let read = |&(at, size): &(usize, usize)| {
                 let mut here = vec![0; size];
                 gpu.read(&self.arena, at + place * size, &mut here)?;
-                let element = self.prepared.element;
-                if !element.finite(&here) {
-                    return Err(EngineError::Overflow { precision: element.name() });
-                }
-                logits.push(here);
-            }
-            match &before {
-                None => before = Some(logits),
-                Some(before) => return Ok(*before == logits),
+                Ok(here)
+            };
+            program.logits.iter().map(read).collect()
+        };
+        run(&|_| 0)?;
+        let first = logits(0)?;
+        let element = self.prepared.element;
+        if !first.iter().all(|logits| element.finite(logits)) {
+            return Err(EngineError::Overflow { precision: element.name() });
+        }
+        for place in 1..self.batch {
+            if logits(place)? != first {
+                return Ok(false);
             }
         }
-        Ok(true)
+        // At the last place, which is at the end of what libraries divide the work into.
+        let last = self.batch - 1;
+        run(&|place| if place == last { 0 } else { 1 + place as u32 })?;
+        Ok(logits(last)? == first)
     }
 
     fn check(&self, batch: &Batch) -> Result<(), EngineError> {
