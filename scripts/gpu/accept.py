@@ -44,10 +44,15 @@ class Accept:
         self.end = time.monotonic() + args.budget
         self.results, self.numbers = [], {}
         self.model = str(Path(args.model).resolve())
-        self.pictures = Path(args.pictures).resolve()
-        self.names = sorted(p.name for p in self.pictures.iterdir() if p.suffix.lower() in (".jpg", ".jpeg"))
+        given = Path(args.pictures).resolve()
+        self.names = sorted(p.name for p in given.iterdir() if p.suffix.lower() in (".jpg", ".jpeg"))
         if not self.names:
             sys.exit(f"no JPEG files in {args.pictures}")
+        # These alone, in one folder: what else lies there, below it too, would be in some runs only.
+        self.pictures = self.work / "pictures"
+        self.pictures.mkdir()
+        for name in self.names:
+            link(given / name, self.pictures / name)
         self.gpu = args.device != "cpu"
         doctor = self.haul.run(["doctor"], 60)
         self.doctor = doctor.out + doctor.err
