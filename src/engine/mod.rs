@@ -5,7 +5,7 @@
 //! [`Lane`] for each device. Which executor it is, only [`choose()`] and [`open`] know: another one is
 //! added there.
 //! Everything after the last convolution (scores, boxes, NMS) is `yolo`'s and the same for all; GPUs
-//! decode boxes themselves, by its rule and with its bits, and tests hold them to it.
+//! decode boxes themselves, by its rule, and tests hold what comes out to the reference.
 //!
 //! Workers of one [`Team`] can share a picture: who has nothing to do assists who has. No worker
 //! starts threads, but for [`fused::Fused::team_worker`], which is asked for them by name. candle's kernels split their work over the rayon pool
