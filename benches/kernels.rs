@@ -97,11 +97,13 @@ impl Case {
         }
         let elements: usize = ksteps.iter().map(|k| k.count).sum();
         let elements = if winograd { Winograd::POSITIONS * elements } else { elements };
+        // Transformed weights are in single precision, whatever activations are.
+        let weight = if winograd { Element::F32 } else { element };
         let mut blocks = Vec::new();
         for lanes in planes(outputs) {
             let (px, line) = (lanes * size, (width + 1) * lanes * size);
             blocks.push(Block {
-                weights: packed.take(elements * lanes * size),
+                weights: packed.take(elements * lanes * weight.bytes()),
                 bias: packed.take(4 * lanes),
                 lanes,
                 out: Place { at: arena.take((rows + 1) * line), row: line, px },
@@ -112,7 +114,7 @@ impl Case {
         let floats = Winograd::scratch(inputs.next_multiple_of(16));
         Case {
             arena: arena.memory(element),
-            packed: packed.memory(element),
+            packed: packed.memory(weight),
             transformed: Memory::new(4 * floats).expect("memory"),
             ksteps,
             blocks,

@@ -10,7 +10,7 @@ use crate::yolo::Candidate;
 
 /// Rises whenever the same picture and model may give other bytes than before within a numeric
 /// class. Part of a job's fingerprint.
-pub const NUMERICS_VERSION: u32 = 1;
+pub const NUMERICS_VERSION: u32 = 2;
 
 /// A letterboxed picture.
 #[derive(Clone, Copy, Debug)]

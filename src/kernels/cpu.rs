@@ -56,7 +56,7 @@ impl Tier {
     /// tiers of a class.
     #[must_use]
     pub fn has_winograd(self) -> bool {
-        matches!(self, Tier::Avx512 | Tier::Avx2 | Tier::Reference)
+        !self.has_tiles()
     }
 
     /// Whether it works on tiles: K-steps are whole lines of 32 elements, weights lie in tiles.

@@ -14,8 +14,9 @@
 //! | `portable` | × and +, f32 | f32 | 4 × 8, left to the compiler |
 //! | `reference` | as `avx2`, one at a time | both | none |
 //!
-//! `f32` convolutions of 3 × 3 and stride 1 go by Winograd's scheme (`x86/winograd.rs`), but on the
-//! portable tier. A [`Team`] of threads can share one convolution.
+//! Convolutions of 3 × 3 and stride 1 go by Winograd's scheme (`x86/winograd.rs`), with sums in
+//! single precision on all tiers but `amx`, whose tiles are faster still. A [`Team`] of threads can
+//! share one convolution.
 //!
 //! The f32 tiers sum in the same order (bias or `init` first, then K-steps as listed) with one
 //! rounding per step, and share [`math::silu`] operation for operation: `avx512`, `avx2` and

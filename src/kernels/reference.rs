@@ -2,7 +2,9 @@
 
 #![allow(clippy::needless_range_loop, reason = "indices are what the formulas are written in")]
 
-use super::math::{from_bf16, silu, silu_coarse, to_bf16};
+use std::array::from_fn;
+
+use super::math::{from_bf16, silu, silu_coarse, to_bf16, winograd_input, winograd_output};
 use super::task::{Activation, Conv, Element, Pool, Store, Winograd, weight_index};
 
 /// Reads and writes numbers at byte offsets.
@@ -90,26 +92,32 @@ pub(super) fn conv(arena: &mut View<'_>, packed: &[u8], tiled: bool, task: &Conv
 
 /// Some rows of a convolution by Winograd's scheme: y = Aᵀ (Σ U ⊙ (Bᵀ d B)) A + bias.
 pub(super) fn winograd(arena: &mut View<'_>, packed: &[u8], task: &Winograd<'_>) {
+    const SIDE: usize = Winograd::SIDE;
+    const REACH: usize = Winograd::REACH;
+    let size = arena.element.bytes();
     let channels: usize = task.planes.iter().map(|plane| plane.count).sum();
-    // Bᵀ applied to four values, and Aᵀ.
-    let bt = |d: [f32; 4]| [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]];
-    let at = |m: [f32; 4]| [m[0] + m[1] + m[2], m[1] - m[2] - m[3]];
     for block in task.blocks {
-        for (y, x) in
-            (0..task.rows).step_by(2).flat_map(|y| (0..task.width).step_by(2).map(move |x| (y, x)))
+        for (y, x) in (0..task.rows)
+            .step_by(SIDE)
+            .flat_map(|y| (0..task.width).step_by(SIDE).map(move |x| (y, x)))
         {
             for lane in 0..block.lanes {
-                let mut m = [[0.0f32; 4]; 4];
+                let mut m = [[0.0f32; REACH]; REACH];
                 let mut channel = 0;
                 for plane in task.planes {
                     for c in 0..plane.count {
-                        let d = |i: usize, j: usize| arena.f32(plane.from.of(y + i, x + j) + 4 * c);
+                        let d = |i: usize, j: usize| {
+                            // What no output that exists depends on is taken for zero.
+                            let there = y + i < task.rows + 2 && x + j < task.width + 2;
+                            let at = plane.from.of(y + i, x + j) + size * c;
+                            if there { arena.get(at) } else { 0.0 }
+                        };
                         // Down each column, then across each row.
-                        let columns = [0, 1, 2, 3].map(|j| bt([0, 1, 2, 3].map(|i| d(i, j))));
-                        for i in 0..4 {
-                            let v = bt([0, 1, 2, 3].map(|j| columns[j][i]));
-                            for j in 0..4 {
-                                let u = ((4 * i + j) * channels + channel) * block.lanes + lane;
+                        let columns: [_; REACH] = from_fn(|j| winograd_input(from_fn(|i| d(i, j))));
+                        for i in 0..REACH {
+                            let v = winograd_input(from_fn(|j| columns[j][i]));
+                            for j in 0..REACH {
+                                let u = ((REACH * i + j) * channels + channel) * block.lanes + lane;
                                 let u = element(packed, Element::F32, block.weights + 4 * u);
                                 m[i][j] = v[j].mul_add(u, m[i][j]);
                             }
@@ -117,22 +125,25 @@ pub(super) fn winograd(arena: &mut View<'_>, packed: &[u8], task: &Winograd<'_>)
                         channel += 1;
                     }
                 }
-                let columns = [0, 1, 2, 3].map(|j| at([0, 1, 2, 3].map(|i| m[i][j])));
-                for i in 0..2 {
-                    let out = at([0, 1, 2, 3].map(|j| columns[j][i]));
-                    for j in 0..2 {
+                let columns: [_; REACH] = from_fn(|j| winograd_output(from_fn(|i| m[i][j])));
+                for i in 0..SIDE {
+                    let out = winograd_output(from_fn(|j| columns[j][i]));
+                    for j in 0..SIDE {
                         if y + i >= task.rows || x + j >= task.width {
                             continue;
                         }
                         let bias = element(packed, Element::F32, block.bias + 4 * lane);
                         let mut value = out[j] + bias;
                         if task.act == Activation::Silu {
-                            value = silu(value);
+                            value = match arena.element {
+                                Element::F32 => silu(value),
+                                Element::Bf16 => silu_coarse(value),
+                            };
                         }
                         if let Some(residual) = block.residual {
-                            value += arena.f32(residual.of(y + i, x + j) + 4 * lane);
+                            value += arena.get(residual.of(y + i, x + j) + size * lane);
                         }
-                        arena.set_f32(block.out.of(y + i, x + j) + 4 * lane, value);
+                        arena.set(block.out.of(y + i, x + j) + size * lane, value);
                     }
                 }
             }

@@ -144,14 +144,18 @@ impl Kernels {
         scratch: &mut Memory,
         task: &Winograd<'_>,
     ) {
-        check_winograd(arena.len(), packed, scratch, task);
+        check_winograd(arena.len(), packed, scratch, task, self.tier);
         match self.tier {
+            Tier::Portable => {
+                let (arena, scratch) = (arena.floats_mut(), scratch.floats_mut());
+                portable::winograd(arena, floats(packed), scratch, task);
+            }
             // SAFETY: every offset was checked, and nobody else has the memory.
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 | Tier::Avx2 => unsafe {
+            Tier::Avx512 | Tier::Avx512Bf16 | Tier::Avx2 => unsafe {
                 let scratch = scratch.pointer().cast();
-                let packed = packed.as_ptr();
-                self.winograd_share(arena.pointer(), packed, scratch, task, &Share::ALL);
+                let (arena, packed) = (arena.pointer(), packed.as_ptr());
+                self.winograd_share(arena, packed, scratch, task, (task.chunks(1), &Share::ALL));
             },
             _ => self.winograd_reference(arena, packed, task),
         }
@@ -175,24 +179,26 @@ impl Kernels {
         if pieces == 1 {
             return self.winograd(arena, packed, scratch, task);
         }
-        let each = check_winograd(arena.len(), packed, scratch, task);
-        let (rows, columns) = reach(task);
-        let input = |k: &KStep| span(&k.from, rows, columns, k.count * 4);
-        check_disjoint(task.planes.iter().map(input), &as_conv(task), 4);
+        let each = check_winograd(arena.len(), packed, scratch, task, self.tier);
+        let size = self.tier.element().bytes();
+        let input = |k: &KStep| span(&k.from, task.rows + 2, task.width + 2, k.count * size);
+        check_disjoint(task.planes.iter().map(input), &as_conv(task), size);
         #[cfg(target_arch = "x86_64")]
         {
             let (arena, packed) = (Pointer(arena.pointer()), Pointer(packed.as_ptr().cast_mut()));
             let blocks = task.blocks.len();
+            let chunks = task.chunks(pieces.div_ceil(blocks.max(1)));
             lead.run(pieces, scratch, &|scratch, piece| {
                 if scratch.floats().len() < each {
                     *scratch = Memory::new(4 * each).expect("no memory to help with");
                 }
-                let share = Share::of(piece, pieces, blocks, task.rows.div_ceil(2));
+                let share = Share::of(piece, pieces, blocks, chunks);
                 // SAFETY: every offset was checked; what a share writes, no other reads or writes;
                 // the scratch memory is this thread's own, and large enough.
                 unsafe {
                     let scratch = scratch.pointer().cast::<f32>();
-                    self.winograd_share(arena.get(), packed.get(), scratch, task, &share);
+                    let (arena, packed) = (arena.get(), packed.get());
+                    self.winograd_share(arena, packed, scratch, task, (chunks, &share));
                 }
             });
         }
@@ -207,13 +213,15 @@ impl Kernels {
         packed: *const u8,
         scratch: *mut f32,
         task: &Winograd<'_>,
-        share: &Share,
+        (chunks, share): (usize, &Share),
     ) {
+        use x86::winograd::{half, narrow, wide};
         // SAFETY: `new` saw the features; the rest is the caller's promise.
         unsafe {
             match self.tier {
-                Tier::Avx512 => x86::winograd::wide::conv(arena, packed, scratch, task, share),
-                Tier::Avx2 => x86::winograd::narrow::conv(arena, packed, scratch, task, share),
+                Tier::Avx512 => wide::conv(arena, packed, scratch, task, chunks, share),
+                Tier::Avx512Bf16 => half::conv(arena, packed, scratch, task, chunks, share),
+                Tier::Avx2 => narrow::conv(arena, packed, scratch, task, chunks, share),
                 _ => unreachable!("Winograd on {}. This is a bug.", self.tier),
             }
         }
@@ -224,12 +232,8 @@ impl Kernels {
     /// # Panics
     /// As [`Kernels::winograd`].
     pub fn winograd_reference(&self, arena: &mut Memory, packed: &[u8], task: &Winograd<'_>) {
-        assert_eq!(self.tier.element(), Element::F32, "Winograd in bf16. This is a bug.");
-        reference::winograd(
-            &mut View { bytes: arena.bytes_mut(), element: Element::F32 },
-            packed,
-            task,
-        );
+        let element = self.tier.element();
+        reference::winograd(&mut View { bytes: arena.bytes_mut(), element }, packed, task);
     }
 
     /// Runs some rows of a 5 × 5 maximum; `line` is scratch.
@@ -411,25 +415,27 @@ fn as_conv<'a>(task: &Winograd<'a>) -> Conv<'a> {
     }
 }
 
-/// Rows and pixels that Winograd's scheme reads: whole tiles, and two more.
-fn reach(task: &Winograd<'_>) -> (usize, usize) {
-    let even = |n: usize| n.saturating_add(n % 2).saturating_add(2);
-    (even(task.rows), even(task.width))
-}
-
 /// Everything the Winograd kernels rely on; gives the scratch memory they need, in f32.
-fn check_winograd(arena: usize, packed: &[u8], scratch: &Memory, task: &Winograd<'_>) -> usize {
-    check(arena, packed, &as_conv(task), Tier::Reference);
-    let (rows, columns) = reach(task);
+fn check_winograd(
+    arena: usize,
+    packed: &[u8],
+    scratch: &Memory,
+    task: &Winograd<'_>,
+    tier: Tier,
+) -> usize {
+    // There are no K-steps that would be read beyond their ends, as tiles are.
+    check(arena, packed, &as_conv(task), tier);
+    let size = tier.element().bytes();
+    let (rows, columns) = (task.rows.saturating_add(2), task.width.saturating_add(2));
     let mut channels = 0;
     for plane in task.planes {
         let KStep { from, count } = plane;
         let all = from.at | from.row | from.px;
         assert!(
-            end(from, rows, columns, count * 4) <= arena
+            end(from, rows, columns, count.saturating_mul(size)) <= arena
                 && matches!(count, 16 | 32)
-                && from.px == count * 4
-                && all.is_multiple_of(ALIGN),
+                && from.px == count * size
+                && all.is_multiple_of(16 * size),
             "{plane:?} is no plane in the arena. This is a bug."
         );
         channels += count;

@@ -5,6 +5,8 @@
 //! are neighbours, then come the pixels of a row, then the rows. So a tap of a convolution is
 //! nothing but another offset, and neighbouring taps of a row are one run of elements.
 
+use std::ops::Range;
+
 /// How activations and weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Element {
@@ -142,16 +144,18 @@ impl Conv<'_> {
     }
 }
 
-/// Some rows of a 3 × 3 convolution of stride 1, f32, by Winograd's F(2 × 2, 3 × 3).
+/// Some rows of a 3 × 3 convolution of stride 1 by Winograd's F(4 × 4, 3 × 3): 36 products where the
+/// plain sum has 144. Products and sums are in single precision, whatever activations are stored as.
 #[derive(Clone, Copy, Debug)]
 pub struct Winograd<'a> {
     /// For each plane of the input the place of the tap above and left of the first output pixel;
-    /// all its lanes (16 or 32) take part.
+    /// all its lanes (16 or 32) take part. Two rows and two pixels more than the outputs have are
+    /// read, and nothing beyond.
     pub planes: &'a [KStep],
-    /// What is computed. The weights of a block are transformed: for each of 16 positions (row by
-    /// row), for each lane of each plane, `lanes` weights.
+    /// What is computed. The weights of a block are transformed f32: for each of 36 positions (row
+    /// by row), for each lane of each plane, `lanes` weights.
     pub blocks: &'a [Block],
-    /// Output rows; the first is an even one of its tensor.
+    /// Output rows; the number of the first in its tensor is a multiple of [`Winograd::SIDE`].
     pub rows: usize,
     /// Output pixels per row.
     pub width: usize,
@@ -160,15 +164,61 @@ pub struct Winograd<'a> {
 }
 
 impl Winograd<'_> {
-    /// Tiles in a chunk at most.
-    pub const TILES: usize = 12;
-    /// Positions of a tile.
-    pub const POSITIONS: usize = 16;
+    /// Outputs of a tile, each way.
+    pub const SIDE: usize = 4;
+    /// Inputs of a tile, each way, and what they are transformed to.
+    pub const REACH: usize = 6;
+    /// Positions of a transformed tile.
+    pub const POSITIONS: usize = Self::REACH * Self::REACH;
+    /// Tiles in a chunk at most: as many as share one reading of the weights.
+    const TILES: usize = 48;
+    /// Transformed inputs (f32) of a chunk at most, if that leaves it [`Winograd::FEW`] tiles: what
+    /// goes through all weights in one go should stay in the second-level cache meanwhile.
+    const INPUTS: usize = 1 << 18;
+    /// Tiles that fill the registers of the widest kernels.
+    const FEW: usize = 12;
+
+    /// Tiles in a row, and rows of tiles.
+    #[must_use]
+    pub fn tiles(&self) -> (usize, usize) {
+        (self.width.div_ceil(Self::SIDE), self.rows.div_ceil(Self::SIDE))
+    }
+
+    /// Tiles in a chunk at most, for so many input channels.
+    fn most(channels: usize) -> usize {
+        (Self::INPUTS / (Self::POSITIONS * channels).max(1)).clamp(Self::FEW, Self::TILES)
+    }
+
+    /// In how many chunks the tiles are worked on, so that there are `least` if possible.
+    #[must_use]
+    pub fn chunks(&self, least: usize) -> usize {
+        let (across, down) = self.tiles();
+        let channels: usize = self.planes.iter().map(|plane| plane.count).sum();
+        let tiles = across * down;
+        tiles.div_ceil(Self::most(channels)).max(least.min(tiles.div_ceil(Self::FEW)))
+    }
+
+    /// The tiles of one of so many chunks, row by row.
+    #[must_use]
+    pub fn chunk(&self, index: usize, chunks: usize) -> Range<usize> {
+        let (across, down) = self.tiles();
+        let tiles = across * down;
+        tiles * index / chunks..tiles * (index + 1) / chunks
+    }
+
+    /// f32 from one position of so many transformed tiles to the next: lines of the cache, and an
+    /// odd number of them, so that positions do not fall on the same few lines.
+    #[must_use]
+    pub fn step(channels: usize, tiles: usize) -> usize {
+        (channels * tiles).div_ceil(16) * 16 + (channels * tiles / 16 + 1) % 2 * 16
+    }
 
     /// How many f32 of scratch memory it needs for so many input channels.
     #[must_use]
     pub fn scratch(channels: usize) -> usize {
-        Self::POSITIONS * Self::TILES * (channels + 32)
+        // A line more than the longest step: those of fewer tiles may be rounded up further.
+        let most = Self::most(channels);
+        Self::POSITIONS * (Self::step(channels, most) + 16 + most * 32)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Jobs do not need it: [`super::super::Worker::run`] decodes the few cells that pass.
 
 use super::super::api::{EngineError, Input};
+use super::exec::Wanted;
 use super::lower::Level;
 use super::worker::FusedWorker;
 use crate::kernels::dense::{CELLS, Row};
@@ -27,7 +28,7 @@ impl FusedWorker {
     pub fn dense(&mut self, input: Input<'_>, dense: &mut Dense) -> Result<(), EngineError> {
         input.check()?;
         let size = (input.width, input.height);
-        let program = self.execute(size, input.into(), f32::INFINITY, &no_hook, &mut ())?;
+        let program = self.execute(size, input.into(), Wanted::All, &no_hook, &mut ())?;
         let FusedWorker { shared, scratch, boxes, scores, .. } = self;
         let net = &shared.net;
         let cells = |level: &Level| (input.width / level.stride) * (input.height / level.stride);

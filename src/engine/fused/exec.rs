@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::super::api::Input;
+use super::finds;
 use super::lower::{Conv, Id, Kind, Net, Op};
 use super::pack::Packed;
 use super::plan::{Layout, Plan, Step};
@@ -22,6 +23,16 @@ impl<'a> From<Input<'a>> for Source<'a> {
     fn from(input: Input<'a>) -> Self {
         Source::Rgb(input.rgb)
     }
+}
+
+/// What is wanted of the head.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wanted {
+    /// All that it says.
+    All,
+    /// All that it says of cells in which some class's logit is at least this. Of other cells only
+    /// scores are there.
+    Finds(f32),
 }
 
 /// What a program runs with.
@@ -87,6 +98,9 @@ pub(super) struct Scratch {
     planes: Vec<(Place, usize)>,
     /// By level: the cells in which some class reaches the floor.
     pub(super) hits: Vec<Vec<u32>>,
+    /// By op of a box branch: rows that are needed now, and rows that were done.
+    needs: Vec<std::ops::Range<usize>>,
+    done: Vec<usize>,
 }
 
 impl Scratch {
@@ -102,6 +116,8 @@ impl Scratch {
             line: Vec::new(),
             planes: Vec::new(),
             hits: Vec::new(),
+            needs: Vec::new(),
+            done: Vec::new(),
         })
     }
 }
@@ -138,12 +154,12 @@ impl Program {
         Program { plan, bound }
     }
 
-    /// Runs the network on `source`; cells whose best class logit is below `floor` are not noted.
+    /// Runs the network on `source`, as far as it is needed for what is wanted.
     pub(super) fn run(
         &self,
         machine: Machine<'_>,
         source: Source<'_>,
-        floor: f32,
+        wanted: Wanted,
         scratch: &mut Scratch,
         observer: &mut impl Observer,
     ) -> std::io::Result<()> {
@@ -160,6 +176,10 @@ impl Program {
         scratch.origins.resize(net.tensors.len(), -1);
         scratch.hits.resize(net.levels.len(), Vec::new());
         scratch.hits.iter_mut().for_each(Vec::clear);
+        let floor = match wanted {
+            Wanted::All => f32::INFINITY,
+            Wanted::Finds(floor) => floor,
+        };
         for step in &self.plan.steps {
             match *step {
                 Step::Begin { tensor } => self.begin(net, tensor, &mut scratch.arena),
@@ -179,10 +199,57 @@ impl Program {
                         self.scan(net, kernels, *level, from..to, floor, scratch);
                     }
                 },
+                Step::Boxes { level } => {
+                    // A list of its own: the rest of the memory is written meanwhile.
+                    let hits = std::mem::take(&mut scratch.hits[level]);
+                    let Layout { width, height, .. } = self.plan.layouts[net.levels[level].boxes];
+                    let machine = (machine, &mut lead);
+                    match wanted {
+                        Wanted::All => self.boxes(machine, level, 0..height, scratch, observer),
+                        Wanted::Finds(_) => {
+                            let rows = hits.iter().map(|&cell| cell as usize / width);
+                            self.boxes(machine, level, rows, scratch, observer);
+                        }
+                    }
+                    scratch.hits[level] = hits;
+                }
             }
             observer.done(step);
         }
         Ok(())
+    }
+
+    /// Makes these rows (in ascending order) of a level's boxes, and of what they are made of.
+    fn boxes(
+        &self,
+        (machine, lead): (Machine<'_>, &mut Option<Lead<'_>>),
+        level: usize,
+        rows: impl Iterator<Item = usize>,
+        scratch: &mut Scratch,
+        observer: &mut impl Observer,
+    ) {
+        let net = machine.net;
+        let level = &net.levels[level];
+        let height = self.plan.layouts[level.boxes].height;
+        let (first, end) = level.branch;
+        scratch.done.clear();
+        scratch.done.resize(end - first, 0);
+        let mut rows = rows.peekable();
+        while let Some(run) = finds::next_run(&mut rows) {
+            finds::needs(net, level, &run, height, &mut scratch.needs);
+            for op in first..end {
+                let Op::Conv(conv) = &net.ops[op] else { continue };
+                // Runs ascend, so what an earlier one needed beyond this one's beginning is there up
+                // to where it ended.
+                let (needed, done) = (&scratch.needs[op - first], &mut scratch.done[op - first]);
+                let (from, to) = (needed.start.max(*done), needed.end);
+                if from < to {
+                    *done = to;
+                    self.conv(machine, conv, op, from..to, lead, scratch);
+                    observer.done(&Step::Run { op, from, to });
+                }
+            }
+        }
     }
 
     /// Where row `row`, pixel 0 of a plane lies.

@@ -127,6 +127,8 @@ pub(super) enum Op {
 /// One scale of the head.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Level {
+    /// The ops (from the first to one past the last) that only its boxes need.
+    pub(super) branch: (usize, usize),
     pub(super) stride: usize,
     pub(super) boxes: Id,
     pub(super) scores: Id,
@@ -158,7 +160,7 @@ impl Op {
                 terms.chain(residuals).chain(conv.init).collect()
             }
             Op::Pool { from, .. } => vec![*from],
-            Op::Scan { level } => vec![net.levels[*level].boxes, net.levels[*level].scores],
+            Op::Scan { level } => vec![net.levels[*level].scores],
         }
     }
 
@@ -185,28 +187,49 @@ fn planes(channels: usize) -> Vec<Plane> {
     planes
 }
 
-/// The order of work: the graph's own, but each scale of the head directly after the features it
-/// reads, while these are still in the cache.
-fn order(graph: &Graph) -> Vec<Value> {
-    let mut head_of = vec![None; graph.nodes.len()];
+/// Whose node it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Branch {
+    /// Everything before the head.
+    Trunk,
+    /// The class branch of a level.
+    Scores(usize),
+    /// The box branch of a level.
+    Boxes(usize),
+}
+
+/// The order of work: the graph's own, but the class branch of each scale of the head directly after
+/// the features it reads, while these are still in the cache; and the box branches at the end, when
+/// it is known where something was found.
+fn order(graph: &Graph) -> Vec<(Value, Branch)> {
+    let mut branches = vec![Branch::Trunk; graph.nodes.len()];
     for (level, output) in graph.outputs.iter().enumerate() {
-        let mut open = vec![output.boxes, output.scores];
-        while let Some(node) = open.pop() {
-            if node != output.features && head_of[node].is_none() {
-                head_of[node] = Some(level);
-                open.extend(&graph.nodes[node].inputs);
+        for (end, branch) in
+            [(output.scores, Branch::Scores(level)), (output.boxes, Branch::Boxes(level))]
+        {
+            let mut open = vec![end];
+            while let Some(node) = open.pop() {
+                if node != output.features && branches[node] == Branch::Trunk {
+                    branches[node] = branch;
+                    open.extend(&graph.nodes[node].inputs);
+                }
             }
         }
     }
+    let of = |branch: Branch| {
+        let nodes = branches.iter().enumerate().filter(move |&(_, &b)| b == branch);
+        nodes.map(|(node, &branch)| (node, branch))
+    };
     let mut order = Vec::with_capacity(graph.nodes.len());
-    for node in (0..graph.nodes.len()).filter(|&node| head_of[node].is_none()) {
-        order.push(node);
+    for (node, branch) in of(Branch::Trunk) {
+        order.push((node, branch));
         for (level, output) in graph.outputs.iter().enumerate() {
             if output.features == node {
-                order.extend((node..head_of.len()).filter(|&n| head_of[n] == Some(level)));
+                order.extend(of(Branch::Scores(level)));
             }
         }
     }
+    order.extend((0..graph.outputs.len()).flat_map(|level| of(Branch::Boxes(level))));
     order
 }
 
@@ -244,19 +267,38 @@ pub(super) fn lower(graph: &Graph, tier: Tier) -> Result<Net, EngineError> {
     };
     let pieces = vec![Vec::new(); graph.nodes.len()];
     let mut this = Lowering { graph, net, pieces, writer: Vec::new() };
-    for node in order(graph) {
+    let mut first = None;
+    for (node, branch) in order(graph) {
+        let before = this.net.ops.len();
         this.node(node)?;
-        for (level, output) in graph.outputs.iter().enumerate() {
-            // The second of the two to come.
-            if output.boxes.max(output.scores) == node {
-                let one = |value: Value| this.pieces[value][0].tensor;
-                this.net.levels.push(Level {
-                    stride: output.stride,
-                    boxes: one(output.boxes),
-                    scores: one(output.scores),
-                    features: one(output.features),
-                });
-                this.net.ops.push(Op::Scan { level });
+        match branch {
+            Branch::Trunk => {}
+            Branch::Scores(level) => {
+                if graph.outputs[level].scores == node {
+                    this.net.ops.push(Op::Scan { level });
+                }
+            }
+            Branch::Boxes(level) => {
+                // Done in part: row by row of the same height, out of what is there as a whole.
+                let plain =
+                    |op: &Op| matches!(op, Op::Conv(c) if c.stride == 1 && c.init.is_none());
+                if !this.net.ops[before..].iter().all(plain) {
+                    return Err(this.unsupported(node));
+                }
+                let start = *first.get_or_insert(before);
+                let output = &graph.outputs[level];
+                if output.boxes == node {
+                    let one = |value: Value| this.pieces[value][0].tensor;
+                    let level = Level {
+                        branch: (start, this.net.ops.len()),
+                        stride: output.stride,
+                        boxes: one(output.boxes),
+                        scores: one(output.scores),
+                        features: one(output.features),
+                    };
+                    this.net.levels.push(level);
+                    first = None;
+                }
             }
         }
     }

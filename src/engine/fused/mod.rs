@@ -13,6 +13,7 @@
 mod custom_op;
 mod dense;
 mod exec;
+mod finds;
 mod lower;
 mod pack;
 mod plan;

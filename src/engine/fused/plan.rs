@@ -16,7 +16,7 @@
 //! **Arena.** All tensors share one block of memory: those that are never alive at the same time
 //! take the same place.
 
-use super::lower::{Id, Kind, Net, Op};
+use super::lower::{Id, Kind, Level, Net, Op};
 use crate::kernels::ALIGN;
 use crate::kernels::task::{Conv, Winograd};
 
@@ -72,6 +72,8 @@ pub(super) enum Step {
     Shift { tensor: Id, to: isize, end: isize },
     /// Do rows `from..to` of an op.
     Run { op: usize, from: usize, to: usize },
+    /// Do what the finds of a level need of its box branch, or all of it.
+    Boxes { level: usize },
 }
 
 /// Everything that is known before a picture is seen.
@@ -87,11 +89,22 @@ pub(super) struct Plan {
     pub(super) scratch: usize,
 }
 
-/// Ops that run in strips together, or a single one that does not.
+/// Ops that are done together.
 struct Group {
     first: usize,
     end: usize,
-    strips: bool,
+    way: Way,
+}
+
+/// How the ops of a group are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// A single one, all rows at once.
+    Whole,
+    /// Depth first.
+    Strips,
+    /// The box branch of a level: as [`super::finds`] says.
+    Boxes(usize),
 }
 
 /// Plans the network for a picture of this size (multiples of 32).
@@ -99,10 +112,10 @@ pub(super) fn plan(net: &Net, width: usize, height: usize, strips: Strips) -> Pl
     let mut planner = Planner::new(net, width, height);
     let groups = groups(net, strips.up_to_stride);
     for group in &groups {
-        if group.strips {
-            planner.strips(group, strips);
-        } else {
-            planner.whole(group.first);
+        match group.way {
+            Way::Strips => planner.strips(group, strips),
+            Way::Whole => planner.whole(group.first),
+            Way::Boxes(level) => planner.boxes(group, level),
         }
     }
     planner.place(&groups);
@@ -111,15 +124,17 @@ pub(super) fn plan(net: &Net, width: usize, height: usize, strips: Strips) -> Pl
         // The last tile of the last tensor: stride 2, 32 channels.
         bytes += Conv::TILE_OVERRUN * 2 * 32 * net.element.bytes();
     }
-    let channels = net.ops.iter().filter_map(|op| match op {
-        Op::Conv(conv) if conv.winograd => Some(conv.steps.iter().map(|s| s.count).sum()),
+    let scratch = net.ops.iter().filter_map(|op| match op {
+        Op::Conv(conv) if conv.winograd => {
+            Some(4 * Winograd::scratch(conv.steps.iter().map(|step| step.count).sum()))
+        }
         _ => None,
     });
-    let scratch = channels.max().map_or(0, |channels| 4 * Winograd::scratch(channels));
+    let scratch = scratch.max().unwrap_or(0);
     Plan { width, height, layouts, steps, bytes, scratch }
 }
 
-/// Runs of neighbouring ops that read nothing coarser than `up_to_stride`.
+/// Runs of neighbouring ops that read nothing coarser than `up_to_stride`, box branches, and single ops.
 fn groups(net: &Net, up_to_stride: usize) -> Vec<Group> {
     let fine = |op: &Op| {
         let coarsest = op.reads(net).into_iter().map(|id| match net.tensors[id].kind {
@@ -129,12 +144,20 @@ fn groups(net: &Net, up_to_stride: usize) -> Vec<Group> {
         });
         !matches!(op, Op::Pool { .. }) && coarsest.max().unwrap_or(1) <= up_to_stride
     };
+    let boxes = |op: usize| {
+        let of = |level: &Level| (level.branch.0..level.branch.1).contains(&op);
+        net.levels.iter().position(of)
+    };
     let mut groups: Vec<Group> = Vec::new();
     for (index, op) in net.ops.iter().enumerate() {
-        let strips = fine(op);
+        let way = match boxes(index) {
+            Some(level) => Way::Boxes(level),
+            None if fine(op) => Way::Strips,
+            None => Way::Whole,
+        };
         match groups.last_mut() {
-            Some(last) if strips && last.strips => last.end = index + 1,
-            _ => groups.push(Group { first: index, end: index + 1, strips }),
+            Some(last) if way != Way::Whole && way == last.way => last.end = index + 1,
+            _ => groups.push(Group { first: index, end: index + 1, way }),
         }
     }
     groups
@@ -210,7 +233,7 @@ impl<'n> Planner<'n> {
         match &self.net.ops[op] {
             Op::Convert { to } | Op::Pool { to, .. } => self.layouts[*to].height,
             Op::Conv(conv) => self.layouts[conv.parts[0].tensor].height,
-            Op::Scan { level } => self.layouts[self.net.levels[*level].boxes].height,
+            Op::Scan { level } => self.layouts[self.net.levels[*level].scores].height,
         }
     }
 
@@ -226,6 +249,14 @@ impl<'n> Planner<'n> {
         let mut steps = std::mem::take(&mut self.steps);
         self.begin(op, &mut steps);
         steps.push(Step::Run { op, from: 0, to: self.rows(op) });
+        self.steps = steps;
+    }
+
+    /// The box branch: tensors that are whole, of which some rows are made.
+    fn boxes(&mut self, group: &Group, level: usize) {
+        let mut steps = std::mem::take(&mut self.steps);
+        (group.first..group.end).for_each(|op| self.begin(op, &mut steps));
+        steps.push(Step::Boxes { level });
         self.steps = steps;
     }
 
@@ -251,15 +282,12 @@ impl<'n> Planner<'n> {
                 terms.chain(residuals.map(&made)).chain(sums).min().unwrap_or(all)
             }
             Op::Pool { from, .. } => after(*from, 5, 1),
-            Op::Scan { level } => {
-                let level = &self.net.levels[*level];
-                made(level.boxes).min(made(level.scores))
-            }
+            Op::Scan { level } => made(self.net.levels[*level].scores),
         };
         let rows = rows.min(pace);
         match &self.net.ops[op] {
-            // Tiles of two rows.
-            Op::Conv(conv) if conv.winograd && rows < all => rows / 2 * 2,
+            // Whole tiles.
+            Op::Conv(conv) if conv.winograd && rows < all => rows / Winograd::SIDE * Winograd::SIDE,
             _ => rows.min(all),
         }
     }
@@ -279,10 +307,7 @@ impl<'n> Planner<'n> {
                 terms.chain(residual).chain(sums).min()
             }
             Op::Pool { from, .. } => (*from == tensor).then_some(next - 2),
-            Op::Scan { level } => {
-                let level = &self.net.levels[*level];
-                (level.boxes == tensor || level.scores == tensor).then_some(next)
-            }
+            Op::Scan { level } => (self.net.levels[*level].scores == tensor).then_some(next),
         }
     }
 
@@ -405,8 +430,6 @@ impl<'n> Planner<'n> {
     fn plane_bytes(&self, tensor: Id, lanes: usize, rows: usize) -> (usize, usize) {
         let layout = &self.layouts[tensor];
         let before = (lanes * layout.size).next_multiple_of(ALIGN);
-        // A last tile of Winograd's may read a row and a pixel more than there is.
-        let rows = rows + usize::from(layout.border);
         let lines = (before + (rows * layout.pitch + 1) * lanes * layout.size).div_ceil(ALIGN);
         let lines = lines + 2 * usize::from(layout.clean);
         (before, (lines | 1) * ALIGN)

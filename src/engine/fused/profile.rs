@@ -4,12 +4,11 @@ use std::time::Instant;
 
 use super::super::api::{EngineError, Input};
 use super::Fused;
-use super::exec::Observer;
+use super::exec::{Observer, Wanted};
 use super::lower::{Conv, Net, Op};
 use super::plan::Step;
 use super::worker::FusedWorker;
 use crate::kernels::no_hook;
-use crate::yolo::logit_floor;
 
 /// An op of the network at an input size.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,16 +68,12 @@ impl Fused {
 }
 
 impl FusedWorker {
-    /// Runs the network and times it into `profile`, whose old contents go.
+    /// Runs the whole network and times it into `profile`, whose old contents go. (Otherwise box
+    /// branches are done in part, and a share of the peak would say little of them.)
     ///
     /// # Errors
     /// As [`super::super::Worker::run`].
-    pub fn profile(
-        &mut self,
-        input: Input<'_>,
-        conf: f32,
-        profile: &mut Profile,
-    ) -> Result<(), EngineError> {
+    pub fn profile(&mut self, input: Input<'_>, profile: &mut Profile) -> Result<(), EngineError> {
         input.check()?;
         let layers = self.shared.net.ops.len() + 1;
         for counts in [&mut profile.nanos, &mut profile.readings] {
@@ -88,7 +83,7 @@ impl FusedWorker {
         let size = (input.width, input.height);
         let start = Instant::now();
         let mut clock = Clock { last: start, profile };
-        self.execute(size, input.into(), logit_floor(conf), &no_hook, &mut clock)?;
+        self.execute(size, input.into(), Wanted::All, &no_hook, &mut clock)?;
         profile.total = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         Ok(())
     }

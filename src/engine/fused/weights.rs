@@ -29,8 +29,7 @@ pub fn form(tier: Tier) -> &'static str {
     match tier.element() {
         Element::Bf16 if tier.has_tiles() => "bf16-tiles",
         Element::Bf16 => "bf16-pairs",
-        Element::F32 if tier.has_winograd() => "f32-winograd",
-        Element::F32 => "f32-plain",
+        Element::F32 => "f32-winograd",
     }
 }
 

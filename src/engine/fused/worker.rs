@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::api::{EngineError, Input, Worker};
 use super::super::head::{RawHead, RawLevel};
 use super::Shared;
-use super::exec::{Machine, Observer, Program, Scratch, Source};
+use super::exec::{Machine, Observer, Program, Scratch, Source, Wanted};
 use crate::kernels::{Crew, Hook, Team, no_hook};
 use crate::yolo::{Candidate, Cell, logit_floor};
 
@@ -36,7 +36,7 @@ impl FusedWorker {
         &mut self,
         (width, height): (usize, usize),
         source: Source<'_>,
-        floor: f32,
+        wanted: Wanted,
         hook: &Hook<'_>,
         observer: &mut impl Observer,
     ) -> Result<Arc<Program>, EngineError> {
@@ -47,7 +47,7 @@ impl FusedWorker {
         };
         let Shared { net, kernels, weights, .. } = &*self.shared;
         let machine = Machine { net, kernels, weights: weights.bytes(), hook };
-        program.run(machine, source, floor, &mut self.scratch, observer).map_err(memory)?;
+        program.run(machine, source, wanted, &mut self.scratch, observer).map_err(memory)?;
         self.program = Some(program.clone());
         Ok(program)
     }
@@ -75,7 +75,7 @@ impl FusedWorker {
             return Err(EngineError::Input { width, height, bytes: planes.len() });
         }
         let source = Source::Planes(planes);
-        let program = self.execute((width, height), source, f32::INFINITY, &no_hook, &mut ())?;
+        let program = self.execute((width, height), source, Wanted::All, &no_hook, &mut ())?;
         let net = &self.shared.net;
         let take = |tensor| program.tensor(net, &self.scratch.arena, tensor);
         let level = |level: &super::lower::Level| RawLevel {
@@ -128,7 +128,8 @@ impl Worker for FusedWorker {
         input.check()?;
         candidates.clear();
         let size = (input.width, input.height);
-        let program = self.execute(size, input.into(), logit_floor(conf), hook, &mut ())?;
+        let wanted = Wanted::Finds(logit_floor(conf));
+        let program = self.execute(size, input.into(), wanted, hook, &mut ())?;
         let net = &self.shared.net;
         let mut first = 0;
         for (level, hits) in net.levels.iter().zip(&self.scratch.hits) {

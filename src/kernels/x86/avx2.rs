@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::super::math::{EXP2, LIMIT, NEG_LOG2_E};
-use super::super::task::{Activation, Block, Conv, KStep, Store};
+use super::super::task::{Activation, Block, Conv, KStep, Store, Winograd};
 use super::super::team::Share;
 
 #[inline]
@@ -173,61 +173,75 @@ pub(in super::super) unsafe fn conv(
     }
 }
 
-/// The 16 products of a chunk of Winograd tiles: M = V · U, position by position.
+/// The 36 products of a chunk of Winograd tiles: M = V · U, position by position.
 ///
 /// # Safety
-/// V holds 16 · channels · tiles f32 (by position, plane, tile, channel), U 16 · channels · lanes,
-/// and M has room for 16 · tiles · lanes; all are aligned to 32 bytes. `tiles` is 6 at most.
+/// As [`super::avx512::gemm`], but for the features, and aligned to 32 bytes.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn gemm(
     tiles: usize,
     planes: &[KStep],
-    v: *const f32,
-    u: *const f32,
-    m: *mut f32,
-    lanes: usize,
-) {
-    macro_rules! tiles {
-        ($($tiles:literal)*) => {
-            match tiles {
-                // SAFETY: the caller's.
-                $($tiles => unsafe { positions::<$tiles>(planes, v, u, m, lanes) },)*
-                _ => unreachable!("a chunk of {tiles} tiles. This is a bug."),
-            }
-        };
-    }
-    tiles!(1 2 3 4 5 6);
-}
-
-#[target_feature(enable = "avx2,fma")]
-unsafe fn positions<const T: usize>(
-    planes: &[KStep],
-    v: *const f32,
+    v: (*const f32, usize),
     u: *const f32,
     m: *mut f32,
     lanes: usize,
 ) {
     let channels: usize = planes.iter().map(|plane| plane.count).sum();
-    for position in 0..16 {
+    let parts = tiles.div_ceil(6);
+    for position in 0..Winograd::POSITIONS {
         for half in 0..lanes / 16 {
-            let mut acc = [[_mm256_setzero_ps(); 2]; T];
-            // SAFETY: the caller's.
-            unsafe {
-                let mut v = v.add(position * channels * T);
-                let mut u = u.add(position * channels * lanes + 16 * half);
-                for plane in planes {
-                    u = match plane.count {
-                        32 => run::<T, 32>(&mut acc, v, u, (32, 0, lanes)),
-                        _ => run::<T, 16>(&mut acc, v, u, (16, 0, lanes)),
+            for part in 0..parts {
+                let (first, end) = (tiles * part / parts, tiles * (part + 1) / parts);
+                // SAFETY: the caller's.
+                let (v, u, m) = unsafe {
+                    (
+                        (v.0.add(position * v.1), first, tiles),
+                        u.add(position * channels * lanes + 16 * half),
+                        m.add((first * Winograd::POSITIONS + position) * lanes + 16 * half),
+                    )
+                };
+                macro_rules! tiles {
+                    ($($tiles:literal)*) => {
+                        match end - first {
+                            // SAFETY: the caller's.
+                            $($tiles => unsafe { product::<$tiles>(planes, v, u, m, lanes) },)*
+                            tiles => unreachable!("{tiles} tiles at once. This is a bug."),
+                        }
                     };
-                    v = v.add(plane.count * T);
                 }
-                for t in 0..T {
-                    let m = m.add((position * T + t) * lanes + 16 * half);
-                    _mm256_store_ps(m, acc[t][0]);
-                    _mm256_store_ps(m.add(8), acc[t][1]);
-                }
+                tiles!(1 2 3 4 5 6);
             }
+        }
+    }
+}
+
+/// One position of the `T` tiles from `first` of `tiles` on, 16 lanes.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn product<const T: usize>(
+    planes: &[KStep],
+    (mut v, first, tiles): (*const f32, usize, usize),
+    mut u: *const f32,
+    m: *mut f32,
+    lanes: usize,
+) {
+    let mut acc = [[_mm256_setzero_ps(); 2]; T];
+    for plane in planes {
+        // SAFETY: the caller's.
+        unsafe {
+            let from = v.add(first * plane.count);
+            u = match plane.count {
+                32 => run::<T, 32>(&mut acc, from, u, (32, 0, lanes)),
+                _ => run::<T, 16>(&mut acc, from, u, (16, 0, lanes)),
+            };
+            v = v.add(tiles * plane.count);
+        }
+    }
+    for t in 0..T {
+        // SAFETY: the caller's.
+        unsafe {
+            let m = m.add(t * Winograd::POSITIONS * lanes);
+            _mm256_store_ps(m, acc[t][0]);
+            _mm256_store_ps(m.add(8), acc[t][1]);
         }
     }
 }

@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 
 use super::super::math::{EIGHTHS, EXP2, LIMIT, NEG_LOG2_E, TANH, TANH_END};
-use super::super::task::{Activation, Block, Conv, KStep, Store};
+use super::super::task::{Activation, Block, Conv, KStep, Store, Winograd};
 use super::super::team::Share;
 
 /// x · sigmoid(x), operation for operation as [`super::super::math::silu`].
@@ -196,7 +196,7 @@ macro_rules! tier {
             /// 16 activations.
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn load(from: *const u8, v: usize) -> __m512 {
+            pub(in super::super) unsafe fn load(from: *const u8, v: usize) -> __m512 {
                 // SAFETY: the caller's.
                 unsafe {
                     if $bf16 {
@@ -276,69 +276,92 @@ tier!(
         };
         _mm512_dpbf16_ps(acc, a, w)
     },
-    |to: *mut u8, v: usize, y| {
-        // The two types are 256 bits of one meaning.
+    store_bf16
+);
+
+/// Stores 16 activations, rounded.
+///
+/// # Safety
+/// The CPU has the features; vector `v` of `to` is memory that nobody else has, aligned to 32 bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn store_bf16(to: *mut u8, v: usize, y: __m512) {
+    // SAFETY: the two types are 256 bits of one meaning; the place is the caller's promise.
+    unsafe {
         let half: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(y));
         _mm256_store_si256(to.add(32 * v).cast(), half);
     }
-);
+}
 
-/// The 16 products of a chunk of Winograd tiles: M = V · U, position by position.
+/// The 36 products of a chunk of Winograd tiles: M = V · U, position by position.
 ///
 /// # Safety
-/// V holds 16 · channels · tiles f32 (by position, plane, tile, channel), U 16 · channels · lanes,
-/// and M has room for 16 · tiles · lanes; all are aligned to 64 bytes. `tiles` is 12 at most.
+/// V holds 36 · `v.1` f32 (by position; there by plane, tile, channel), U 36 · channels · lanes, and
+/// M has room for tiles · 36 · lanes (by tile, position, lane); all are aligned to 64 bytes.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn gemm(
     tiles: usize,
     planes: &[KStep],
-    v: *const f32,
+    v: (*const f32, usize),
     u: *const f32,
     m: *mut f32,
     lanes: usize,
 ) {
-    macro_rules! tiles {
-        ($($tiles:literal)*) => {
-            match (tiles, lanes) {
-                $(
-                    // SAFETY: the caller's.
-                    ($tiles, 32) => unsafe { positions::<$tiles, 2>(planes, v, u, m) },
-                    // SAFETY: the caller's.
-                    ($tiles, _) => unsafe { positions::<$tiles, 1>(planes, v, u, m) },
-                )*
-                _ => unreachable!("a chunk of {tiles} tiles. This is a bug."),
+    let channels: usize = planes.iter().map(|plane| plane.count).sum();
+    let parts = tiles.div_ceil(12);
+    for position in 0..Winograd::POSITIONS {
+        for part in 0..parts {
+            let (first, end) = (tiles * part / parts, tiles * (part + 1) / parts);
+            // SAFETY: the caller's.
+            let (v, u, m) = unsafe {
+                (
+                    v.0.add(position * v.1),
+                    u.add(position * channels * lanes),
+                    m.add((first * Winograd::POSITIONS + position) * lanes),
+                )
+            };
+            macro_rules! tiles {
+                ($($tiles:literal)*) => {
+                    match (end - first, lanes) {
+                        $(
+                            // SAFETY: the caller's.
+                            ($tiles, 32) => unsafe { product::<$tiles, 2>(planes, (v, first, tiles), u, m) },
+                            // SAFETY: the caller's.
+                            ($tiles, _) => unsafe { product::<$tiles, 1>(planes, (v, first, tiles), u, m) },
+                        )*
+                        (tiles, _) => unreachable!("{tiles} tiles at once. This is a bug."),
+                    }
+                };
             }
-        };
+            tiles!(1 2 3 4 5 6 7 8 9 10 11 12);
+        }
     }
-    tiles!(1 2 3 4 5 6 7 8 9 10 11 12);
 }
 
+/// One position of the `T` tiles from `first` of `tiles` on.
 #[target_feature(enable = "avx512f")]
-unsafe fn positions<const T: usize, const NV: usize>(
+unsafe fn product<const T: usize, const NV: usize>(
     planes: &[KStep],
-    mut v: *const f32,
+    (mut v, first, tiles): (*const f32, usize, usize),
     mut u: *const f32,
-    mut m: *mut f32,
+    m: *mut f32,
 ) {
-    for _ in 0..16 {
-        let mut acc = [[_mm512_setzero_ps(); NV]; T];
-        for plane in planes {
+    let mut acc = [[_mm512_setzero_ps(); NV]; T];
+    for plane in planes {
+        // SAFETY: the caller's.
+        unsafe {
+            let from = v.add(first * plane.count);
+            u = match plane.count {
+                32 => f32::run::<T, NV, 32>(&mut acc, from, u, 32, 0),
+                _ => f32::run::<T, NV, 16>(&mut acc, from, u, 16, 0),
+            };
+            v = v.add(tiles * plane.count);
+        }
+    }
+    for t in 0..T {
+        for n in 0..NV {
             // SAFETY: the caller's.
-            unsafe {
-                u = match plane.count {
-                    32 => f32::run::<T, NV, 32>(&mut acc, v, u, 32, 0),
-                    _ => f32::run::<T, NV, 16>(&mut acc, v, u, 16, 0),
-                };
-                v = v.add(plane.count * T);
-            }
+            unsafe { _mm512_store_ps(m.add((t * Winograd::POSITIONS * NV + n) * 16), acc[t][n]) };
         }
-        for t in 0..T {
-            for n in 0..NV {
-                // SAFETY: the caller's.
-                unsafe { _mm512_store_ps(m.add((t * NV + n) * 16), acc[t][n]) };
-            }
-        }
-        // SAFETY: one past the end at most.
-        m = unsafe { m.add(T * NV * 16) };
     }
 }

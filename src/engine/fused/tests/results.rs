@@ -158,21 +158,33 @@ fn what_is_stale_is_never_read() {
     }
 }
 
-/// Bytes give the same as values 0..=1, and candidates are those of the head.
+/// Bytes give the same as values 0..=1, and candidates are those of the head, though of the boxes only
+/// those rows are made that finds need.
 #[test]
 fn the_hot_path_is_the_head_decoded() {
+    let mut few = 0;
     for recipe in Recipe::all() {
         for tier in tiers() {
             let mut worker = worker(&recipe, tier, Strips::default());
-            for (w, h) in [(96, 64), (32, 32), (160, 128)] {
+            for (w, h) in [(96, 64), (32, 32), (160, 128), (64, 416)] {
                 let rgb: Vec<u8> = (0..3 * w * h).map(|i| (i * 7 % 256) as u8).collect();
                 let planes: Vec<f32> = (0..3)
                     .flat_map(|c| rgb[c..].iter().step_by(3).map(|&v| f32::from(v) / 255.0))
                     .collect();
                 let head = worker.head(&planes, w, h).unwrap();
-                for conf in [0.0, 0.001, 0.25, 0.5, 0.9, 0.9995, 1.0, -1.0, f32::NAN] {
+                let (mut scores, mut expected) = (Vec::new(), Vec::new());
+                head.view().candidates(0.0, &mut expected);
+                scores.extend(expected.iter().map(|found| found.score));
+                scores.sort_by(|a, b| b.total_cmp(a));
+                // The last ones are thresholds that the best, the best five, or a fifth pass.
+                let few_pass =
+                    [1, 5, scores.len() / 5].map(|rank| scores[rank.min(scores.len() - 1)]);
+                let confs = [0.0, 0.001, 0.25, 0.5, 0.9, 0.9995, 1.0, -1.0, f32::NAN];
+                for conf in confs.into_iter().chain(few_pass) {
                     let (mut expected, mut ours) = (Vec::new(), Vec::new());
                     head.view().candidates(conf, &mut expected);
+                    few += usize::from((1..scores.len() / 8).contains(&expected.len()));
+                    worker.poison();
                     ours.push(Candidate { anchor: 9, class: 9, score: 0.0, bbox: [0.0; 4] });
                     worker.run(Input { width: w, height: h, rgb: &rgb }, conf, &mut ours).unwrap();
                     assert_eq!(ours, expected, "{tier} {w}x{h} {conf}");
@@ -180,6 +192,7 @@ fn the_hot_path_is_the_head_decoded() {
             }
         }
     }
+    assert!(few > 20, "{few} thresholds that few cells pass");
 }
 
 #[test]
