@@ -236,7 +236,7 @@ fn an_idle_model_goes_and_comes_again() {
 fn a_serverless_endpoint_throttles_and_holds() {
     let flags = ["--serverless", "--max-concurrency", "2", "--unload-after", "1s"];
     let server = Server::start(|haul| {
-        haul.slowly().args(["--imgsz", "640", "--precision", "f32"]).args(flags)
+        haul.slowly().args(["--imgsz", "320", "--precision", "f32"]).args(flags)
     });
     let hills = std::fs::read(testdata("pictures/hills.jpg")).unwrap();
     server.says("ready");

@@ -28,6 +28,9 @@ fn refused(case: &str, words: &str) {
 
 #[test]
 fn wrong_configurations_are_refused() {
+    if !super::emulated() {
+        return;
+    }
     refused("palette 2", "#GP: palette 2");
     refused("reserved", "#GP: byte 3 of the configuration is 1, must be 0");
     refused("wide", "#GP: tmm2 is given 65 bytes a row, at most 64 fit");
@@ -37,6 +40,9 @@ fn wrong_configurations_are_refused() {
 
 #[test]
 fn wrong_uses_are_refused() {
+    if !super::emulated() {
+        return;
+    }
     refused("never configured", "#UD: no tile is configured; Zero(0)");
     refused("released", "#UD: no tile is configured");
     refused("empty", "#UD: tmm5 has no rows in this configuration");
@@ -51,6 +57,9 @@ fn wrong_uses_are_refused() {
 
 #[test]
 fn a_row_too_many_meets_the_guard() {
+    if !super::emulated() {
+        return;
+    }
     for case in ["load beyond", "store beyond"] {
         let (out, text) = die(case);
         assert_eq!(out.status.signal(), Some(libc::SIGSEGV), "{case}: {text}");
@@ -61,6 +70,9 @@ fn a_row_too_many_meets_the_guard() {
 
 #[test]
 fn an_illegal_instruction_still_kills() {
+    if !super::emulated() {
+        return;
+    }
     for case in ["ud2", "ud2, plain"] {
         let (out, text) = die(case);
         assert_eq!(out.status.signal(), Some(libc::SIGILL), "{case}: {text}");
@@ -71,6 +83,9 @@ fn an_illegal_instruction_still_kills() {
 
 #[test]
 fn an_earlier_handler_gets_what_is_not_ours() {
+    if !super::emulated() {
+        return;
+    }
     for case in ["earlier", "earlier, plain"] {
         let (out, text) = die(case);
         assert_eq!(out.status.code(), Some(77), "{case}: {text}");

@@ -1,7 +1,7 @@
 //! Many threads, each with its own tiles, that meet instructions for the first time together.
 
-use super::amx;
 use super::{FULL, Random, config};
+use super::{amx, hardware};
 use nix::libc;
 use std::sync::Barrier;
 
@@ -27,7 +27,9 @@ fn code(random: &mut Random) -> Vec<u8> {
 
 #[test]
 fn threads_share_code_but_no_tiles() {
-    amx::install();
+    if !super::tiles() {
+        return;
+    }
     type Code = extern "C" fn(*const u8, *const u32, usize, *mut f32);
     let mut random = Random(11);
     for round in 0..30 {
@@ -68,7 +70,9 @@ fn threads_share_code_but_no_tiles() {
                     run(shapes.as_ptr(), data.as_ptr(), 64, sums.as_mut_ptr());
                     assert_eq!(sums, [value * value * 32.0 * STEPS as f32; 256]);
                     let mine = amx::thread_counts() - before;
-                    assert_eq!((mine.tdpbf16ps, mine.tileloadd), (STEPS as u64, 1 + STEPS as u64));
+                    let steps = if hardware::present() { 0 } else { STEPS as u64 };
+                    let loads = if steps == 0 { 0 } else { 1 + steps };
+                    assert_eq!((mine.tdpbf16ps, mine.tileloadd), (steps, loads));
                 });
             }
         });
