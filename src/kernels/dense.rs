@@ -4,7 +4,9 @@
 //! double precision, by `yolo`.
 
 use super::math::{EXP2, LIMIT, NEG_LOG2_E};
+use super::memory::Memory;
 use super::table::Kernels;
+use super::task::Place;
 
 /// Cells that are decoded together.
 pub const CELLS: usize = 16;
@@ -13,6 +15,31 @@ pub const CELLS: usize = 16;
 pub type Row = [f32; CELLS];
 
 impl Kernels {
+    /// The first channels of `count` neighbouring pixels, the first of which lies at `place`: a row of
+    /// pixels for each channel.
+    ///
+    /// # Panics
+    /// When the pixels leave the arena, or are more than [`CELLS`]: a bug of whoever chose the place.
+    pub fn columns(&self, arena: &Memory, place: &Place, count: usize, rows: &mut [Row]) {
+        let (floats, px) = (&arena.floats()[place.at / 4..], place.px / 4);
+        assert!(count <= CELLS, "{count} cells at once. This is a bug.");
+        let mut done = 0;
+        #[cfg(target_arch = "x86_64")]
+        if count == CELLS && super::Cpu::get().has(super::Tier::Avx512) {
+            for (index, rows) in rows.as_chunks_mut::<CELLS>().0.iter_mut().enumerate() {
+                done = CELLS * (index + 1);
+                let from = &floats[CELLS * index..][..(CELLS - 1) * px + CELLS];
+                // SAFETY: the CPU has AVX-512; the slice ends with the last pixel's channels.
+                unsafe { super::x86::avx512::transpose(from.as_ptr(), px, rows) };
+            }
+        }
+        for (channel, row) in rows.iter_mut().enumerate().skip(done) {
+            for (cell, value) in row[..count].iter_mut().enumerate() {
+                *value = floats[cell * px + channel];
+            }
+        }
+    }
+
     /// Box logits (4 sides × bins) to the expectation of each side's bins, and class logits to
     /// sigmoids, in place; in single precision, to about 10⁻⁶.
     pub fn decode(&self, boxes: &mut [Row], scores: &mut [Row], sides: &mut [Row; 4]) {
@@ -95,6 +122,30 @@ const ROUND: f32 = 12_582_912.0;
 mod tests {
     use super::super::{Cpu, Tier};
     use super::*;
+
+    #[test]
+    fn columns_are_the_channels_of_neighbours() {
+        let (px, cells) = (48, 21);
+        let mut arena = Memory::new(4 * px * cells).unwrap();
+        for (index, value) in arena.floats_mut().iter_mut().enumerate() {
+            *value = index as f32;
+        }
+        let kernels = Kernels::new(Tier::Portable).unwrap();
+        for (first, count, channels) in
+            [(0, 16, 48), (5, 16, 32), (3, 16, 37), (2, 5, 48), (20, 1, 3)]
+        {
+            let mut rows = vec![[-1.0; CELLS]; channels];
+            let place = Place { at: 4 * px * first, row: 0, px: 4 * px };
+            kernels.columns(&arena, &place, count, &mut rows);
+            for (channel, row) in rows.iter().enumerate() {
+                for (cell, &value) in row.iter().enumerate() {
+                    let is =
+                        if cell < count { ((first + cell) * px + channel) as f32 } else { -1.0 };
+                    assert_eq!(value, is, "{first} {count}: channel {channel}, cell {cell}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn it_is_what_the_formulas_say() {

@@ -50,12 +50,15 @@ pub(super) fn conv(arena: &mut View<'_>, packed: &[u8], tiled: bool, task: &Conv
         for row in 0..task.rows {
             for x in 0..task.width {
                 for lane in 0..block.lanes {
+                    let bias = element(packed, Element::F32, block.bias + 4 * lane);
                     let mut sum = match block.init {
                         Some(init) => {
                             let row = (row + usize::from(task.odd)) / 2;
                             arena.f32(init.of(row, x) + 4 * lane)
                         }
-                        None => element(packed, Element::F32, block.bias + 4 * lane),
+                        // With tiles it comes last.
+                        None if tiled => 0.0,
+                        None => bias,
                     };
                     let mut k = 0;
                     for step in task.ksteps {
@@ -66,6 +69,9 @@ pub(super) fn conv(arena: &mut View<'_>, packed: &[u8], tiled: bool, task: &Conv
                             sum = a.mul_add(w, sum);
                             k += 1;
                         }
+                    }
+                    if tiled && block.init.is_none() {
+                        sum += bias;
                     }
                     let mut y = match task.act {
                         Activation::Silu if arena.element == Element::Bf16 => silu_coarse(sum),

@@ -29,31 +29,25 @@ impl FusedWorker {
         input.check()?;
         let size = (input.width, input.height);
         let program = self.execute(size, input.into(), Wanted::All, &no_hook, &mut ())?;
-        let FusedWorker { shared, scratch, boxes, scores, .. } = self;
+        let FusedWorker { shared, scratch, .. } = self;
         let net = &shared.net;
         let cells = |level: &Level| (input.width / level.stride) * (input.height / level.stride);
         let anchors: usize = net.levels.iter().map(cells).sum();
-        dense.boxes.resize(boxes.len(), [0.0; CELLS]);
-        dense.scores.resize(scores.len(), [0.0; CELLS]);
+        dense.boxes.resize(4 * net.reg_max, [0.0; CELLS]);
+        dense.scores.resize(net.classes, [0.0; CELLS]);
         dense.output.resize((4 + net.classes) * anchors, 0.0);
         let mut first = 0;
         for level in &net.levels {
-            let width = input.width / level.stride;
+            let (width, height) = (input.width / level.stride, input.height / level.stride);
             let stride = level.stride as f32;
-            let all = cells(level);
-            for begin in (0..all).step_by(CELLS) {
-                let count = CELLS.min(all - begin);
-                for cell in 0..count {
-                    let arena = &scratch.arena;
-                    program.cell(net, arena, level.boxes, begin + cell, boxes);
-                    program.cell(net, arena, level.scores, begin + cell, scores);
-                    let columns = [(&*boxes, &mut dense.boxes), (&*scores, &mut dense.scores)];
-                    for (column, rows) in columns {
-                        for (&value, row) in column.iter().zip(rows) {
-                            row[cell] = value;
-                        }
-                    }
-                }
+            let rows = (0..height).map(|y| y * width);
+            let begins = rows.flat_map(|row| (0..width).step_by(CELLS).map(move |x| row + x));
+            for begin in begins {
+                let count = CELLS.min(width - begin % width);
+                let (machine, arena) = ((net, &shared.kernels), &scratch.arena);
+                let cells = (begin, count);
+                program.columns(machine, (arena, level.boxes), cells, &mut dense.boxes);
+                program.columns(machine, (arena, level.scores), cells, &mut dense.scores);
                 let mut sides = [[0.0; CELLS]; 4];
                 shared.kernels.decode(&mut dense.boxes, &mut dense.scores, &mut sides);
                 let mut rows = [[0.0; CELLS]; 4];
@@ -71,7 +65,7 @@ impl FusedWorker {
                     dense.output[at..at + count].copy_from_slice(&row[..count]);
                 }
             }
-            first += all;
+            first += cells(level);
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use super::finds;
 use super::lower::{Conv, Id, Kind, Net, Op};
 use super::pack::Packed;
 use super::plan::{Layout, Plan, Step};
+use crate::kernels::dense::Row;
 use crate::kernels::task::{Block, Conv as Task, KStep, Place, Pool, Store, Winograd};
 use crate::kernels::{Hook, Kernels, Lead, Memory, Team};
 
@@ -458,6 +459,25 @@ impl Program {
             let at = self.row(tensor, index, plane.lanes, y as isize, -1) + x * plane.lanes * 4;
             out[plane.first..plane.first + plane.used]
                 .copy_from_slice(&arena.floats()[at / 4..][..plane.used]);
+        }
+    }
+
+    /// The channels of `count` neighbours in a row of a whole f32 tensor, from `cell` on: a row of
+    /// them for each channel.
+    pub(super) fn columns(
+        &self,
+        (net, kernels): (&Net, &Kernels),
+        (arena, tensor): (&Memory, Id),
+        (cell, count): (usize, usize),
+        out: &mut [Row],
+    ) {
+        let layout = &self.plan.layouts[tensor];
+        let (x, y) = (cell % layout.width, cell / layout.width);
+        for (index, plane) in net.tensors[tensor].planes.iter().enumerate() {
+            let px = 4 * plane.lanes;
+            let at = self.row(tensor, index, plane.lanes, y as isize, -1) + x * px;
+            let out = &mut out[plane.first..plane.first + plane.used];
+            kernels.columns(arena, &Place { at, row: 0, px }, count, out);
         }
     }
 

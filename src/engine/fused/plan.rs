@@ -23,7 +23,8 @@ use crate::kernels::task::{Conv, Winograd};
 /// How work is cut into strips. Results do not depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Strips {
-    /// Ops that read tensors of at most this stride run in strips.
+    /// Ops that read tensors of at most this stride run in strips, but for networks whose strips are
+    /// too large for the cache there.
     pub up_to_stride: usize,
     /// Bytes that the tensors inside of a group of such ops should take together.
     pub cache: usize,
@@ -33,7 +34,7 @@ pub struct Strips {
 
 impl Default for Strips {
     fn default() -> Self {
-        Strips { up_to_stride: 8, cache: 1 << 20, rows: None }
+        Strips { up_to_stride: 8, cache: 5 << 18, rows: None }
     }
 }
 
@@ -108,9 +109,16 @@ enum Way {
 }
 
 /// Plans the network for a picture of this size (multiples of 32).
-pub(super) fn plan(net: &Net, width: usize, height: usize, strips: Strips) -> Plan {
+pub(super) fn plan(net: &Net, width: usize, height: usize, mut strips: Strips) -> Plan {
     let mut planner = Planner::new(net, width, height);
-    let groups = groups(net, strips.up_to_stride);
+    let mut groups = groups_of(net, strips.up_to_stride);
+    while strips.rows.is_none()
+        && strips.up_to_stride > Planner::ALWAYS
+        && !planner.small_strips_fit(&groups, strips.cache)
+    {
+        strips.up_to_stride /= 2;
+        groups = groups_of(net, strips.up_to_stride);
+    }
     for group in &groups {
         match group.way {
             Way::Strips => planner.strips(group, strips),
@@ -135,7 +143,7 @@ pub(super) fn plan(net: &Net, width: usize, height: usize, strips: Strips) -> Pl
 }
 
 /// Runs of neighbouring ops that read nothing coarser than `up_to_stride`, box branches, and single ops.
-fn groups(net: &Net, up_to_stride: usize) -> Vec<Group> {
+fn groups_of(net: &Net, up_to_stride: usize) -> Vec<Group> {
     let fine = |op: &Op| {
         let coarsest = op.reads(net).into_iter().map(|id| match net.tensors[id].kind {
             // Only what is read at its own resolution counts.
@@ -184,6 +192,17 @@ struct Progress {
 }
 
 impl<'n> Planner<'n> {
+    /// Rows of the picture in a strip at least, however large its tensors are: in smaller ones weights
+    /// are read too often, and too many rows are moved.
+    const LEAST_ROWS: usize = 32;
+
+    /// The stride up to which strips are made even if they do not fit the cache. (Beyond it, whole
+    /// tensors are small, and a convolution as a whole is better than one in strips that do not fit.)
+    const ALWAYS: usize = 4;
+
+    /// Bytes that a convolution which is not in strips reads at once.
+    const READ: usize = 3 << 18;
+
     fn new(net: &'n Net, width: usize, height: usize) -> Self {
         let mut layouts = Vec::with_capacity(net.tensors.len());
         for tensor in &net.tensors {
@@ -248,8 +267,27 @@ impl<'n> Planner<'n> {
     fn whole(&mut self, op: usize) {
         let mut steps = std::mem::take(&mut self.steps);
         self.begin(op, &mut steps);
-        steps.push(Step::Run { op, from: 0, to: self.rows(op) });
+        let rows = self.rows(op);
+        let each = self.rows_at_once(op);
+        for from in (0..rows).step_by(each) {
+            steps.push(Step::Run { op, from, to: rows.min(from + each) });
+        }
         self.steps = steps;
+    }
+
+    /// How many rows of a convolution to do at once, so that what it reads for them stays in the
+    /// second-level cache until all its blocks of outputs have read it.
+    fn rows_at_once(&self, op: usize) -> usize {
+        let rows = self.rows(op);
+        let Op::Conv(conv) = &self.net.ops[op] else { return rows.max(1) };
+        let bytes = |tensor: Id| {
+            let layout = &self.layouts[tensor];
+            self.tensor_bytes(tensor, layout.height)
+        };
+        let read: usize = conv.terms.iter().map(|term| bytes(term.tensor)).sum();
+        let parts = read.div_ceil(Self::READ);
+        let each = rows.div_ceil(parts.max(1)).max(1);
+        if conv.winograd { each.next_multiple_of(Winograd::SIDE) } else { each }
     }
 
     /// The box branch: tensors that are whole, of which some rows are made.
@@ -311,10 +349,9 @@ impl<'n> Planner<'n> {
         }
     }
 
-    /// Plans a group depth first.
-    fn strips(&mut self, group: &Group, strips: Strips) {
-        let height = self.layouts[0].height;
-        let inside: Vec<bool> = (0..self.net.tensors.len())
+    /// By tensor: whether nobody but a group has to do with it.
+    fn inside(&self, group: &Group) -> Vec<bool> {
+        (0..self.net.tensors.len())
             .map(|id| {
                 let ops = |range: std::ops::Range<usize>| self.net.ops[range].iter();
                 let written = (group.first..group.end).contains(&self.writer[id]);
@@ -324,21 +361,40 @@ impl<'n> Planner<'n> {
                     || self.net.levels.iter().any(|level| level.features == id);
                 written && !kept && !outside.into_iter().any(|op| op.reads(self.net).contains(&id))
             })
-            .collect();
-        // The largest strip that fits the cache, else the smallest there is.
+            .collect()
+    }
+
+    /// Bytes that the tensors inside of a group take.
+    fn room(&self, inside: &[bool], progress: &Progress) -> usize {
+        let inside = (0..inside.len()).filter(|&id| inside[id]);
+        inside.map(|id| self.tensor_bytes(id, progress.room[id])).sum()
+    }
+
+    /// Whether strips of the fewest rows stay in the cache.
+    fn small_strips_fit(&self, groups: &[Group], cache: usize) -> bool {
+        groups.iter().filter(|group| group.way == Way::Strips).all(|group| {
+            let inside = self.inside(group);
+            let progress = self.simulate(group, &inside, Self::LEAST_ROWS);
+            self.room(&inside, &progress) <= cache
+        })
+    }
+
+    /// Plans a group depth first.
+    fn strips(&mut self, group: &Group, strips: Strips) {
+        let height = self.layouts[0].height;
+        let inside = self.inside(group);
+        // The largest strip that fits the cache, else a small one.
         let smallest = self.net.ops[group.first..group.end]
             .iter()
             .flat_map(Op::writes)
             .map(|id| self.net.tensors[id].stride)
             .max()
-            .unwrap_or(1);
+            .unwrap_or(1)
+            .max(Self::LEAST_ROWS);
         let mut rows = strips.rows.unwrap_or(height).max(1);
         let progress = loop {
             let progress = self.simulate(group, &inside, rows);
-            let bytes: usize = (0..inside.len())
-                .filter(|&id| inside[id])
-                .map(|id| self.tensor_bytes(id, progress.room[id]))
-                .sum();
+            let bytes = self.room(&inside, &progress);
             if strips.rows.is_some() || bytes <= strips.cache || rows <= smallest {
                 break progress;
             }

@@ -5,12 +5,13 @@
 //! here is always one line (the packer pads with zero weights), and an element that it reads but
 //! does not mean must be finite: 0 · NaN is NaN.
 //!
-//! - The sums begin with the bias, loaded with a stride of 0, or with the sums of another product.
+//! - The sums begin with nothing, or with the sums of another product. The bias is added afterwards,
+//!   where it costs nothing: SiLU begins with a product.
 //! - Where rows of input and output are equally far apart in pixels, rows are not cut at their
 //!   ends: the pixel between two rows is computed too, and zeroed afterwards. At 20 pixels a row
 //!   that is 21 of 21 useful tiles' rows, not 20 of 32.
 //! - The sums of a block go through activation and store while the next block multiplies, a few
-//!   pixels per K-step: tiles and vectors are different units.
+//!   pixels after each product: tiles and vectors are different units.
 //! - Weights that do not stay in the first-level cache are loaded with `tileloaddt1`, which does
 //!   not try to keep them there. They come to the second-level cache a block ahead.
 
@@ -18,18 +19,19 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::ptr;
 
 use super::super::task::{Activation, Block, Conv, Place, Store};
 use super::super::team::Share;
-use super::avx512::{silu_coarse, store_bf16};
+use super::avx512::{silu_coarse_of_twice, store_bf16};
 
 /// Rows of a tile: pixels.
 const ROWS: usize = 16;
 /// Bytes of a tile.
 const TILE: usize = 1024;
 /// Weights of a block beyond this are streamed past the first-level cache.
-const STREAM: usize = 16 << 10;
+const STREAM: usize = 24 << 10;
 
 /// The layout of tile memory: eight tiles of 16 rows × 64 bytes.
 #[repr(C, align(64))]
@@ -102,46 +104,64 @@ unsafe fn begin<const MT: usize, const NT: usize>(at: [[*const u8; 2]; 2], step:
     }
 }
 
-/// One K-step: `sums[m][n] += input[m] · weights[n]`.
+/// The same four, from nothing.
 #[inline(always)]
-unsafe fn multiply<const MT: usize, const NT: usize, const STREAMED: bool>(
+unsafe fn zero() {
+    // SAFETY: as above.
+    unsafe {
+        asm!("tilezero tmm0", options(nostack, nomem, preserves_flags));
+        asm!("tilezero tmm1", options(nostack, nomem, preserves_flags));
+        asm!("tilezero tmm2", options(nostack, nomem, preserves_flags));
+        asm!("tilezero tmm3", options(nostack, nomem, preserves_flags));
+    }
+}
+
+/// The tiles of one K-step: 16 or 32 pixels of input, and weights for 16 or 32 channels.
+#[inline(always)]
+unsafe fn load<const MT: usize, const NT: usize>(
     from: *const u8,
     px: usize,
     weights: *const u8,
+    streamed: bool,
 ) {
     // SAFETY: the caller checked MT · 16 lines of input, `px` bytes apart, and NT tiles of weights.
     unsafe {
         asm!("tileloadd tmm4, [{from} + {px} * 1]", from = in(reg) from, px = in(reg) px,
             options(nostack, readonly, preserves_flags));
-        if MT == 2 {
-            asm!("tileloadd tmm5, [{from} + {px} * 1]", from = in(reg) from.add(ROWS * px), px = in(reg) px,
-                options(nostack, readonly, preserves_flags));
-        }
-        if STREAMED {
+        if streamed {
             asm!("tileloaddt1 tmm6, [{w} + {s} * 1]", w = in(reg) weights, s = in(reg) 64usize,
                 options(nostack, readonly, preserves_flags));
         } else {
             asm!("tileloadd tmm6, [{w} + {s} * 1]", w = in(reg) weights, s = in(reg) 64usize,
                 options(nostack, readonly, preserves_flags));
         }
+        if MT == 2 {
+            asm!("tileloadd tmm5, [{from} + {px} * 1]", from = in(reg) from.add(ROWS * px), px = in(reg) px,
+                options(nostack, readonly, preserves_flags));
+        }
         if NT == 2 {
-            if STREAMED {
-                asm!("tileloaddt1 tmm7, [{w} + {s} * 1]", w = in(reg) weights.add(TILE), s = in(reg) 64usize,
+            let weights = weights.add(TILE);
+            if streamed {
+                asm!("tileloaddt1 tmm7, [{w} + {s} * 1]", w = in(reg) weights, s = in(reg) 64usize,
                     options(nostack, readonly, preserves_flags));
             } else {
-                asm!("tileloadd tmm7, [{w} + {s} * 1]", w = in(reg) weights.add(TILE), s = in(reg) 64usize,
+                asm!("tileloadd tmm7, [{w} + {s} * 1]", w = in(reg) weights, s = in(reg) 64usize,
                     options(nostack, readonly, preserves_flags));
             }
         }
-        asm!("tdpbf16ps tmm0, tmm4, tmm6", options(nostack, nomem, preserves_flags));
-        if NT == 2 {
-            asm!("tdpbf16ps tmm1, tmm4, tmm7", options(nostack, nomem, preserves_flags));
-        }
-        if MT == 2 {
-            asm!("tdpbf16ps tmm2, tmm5, tmm6", options(nostack, nomem, preserves_flags));
-            if NT == 2 {
-                asm!("tdpbf16ps tmm3, tmm5, tmm7", options(nostack, nomem, preserves_flags));
-            }
+    }
+}
+
+/// One product of a K-step: `sums[m][n] += input[m] · weights[n]`.
+#[inline(always)]
+unsafe fn multiply<const M: usize, const N: usize>() {
+    // SAFETY: the tiles are configured and loaded.
+    unsafe {
+        match (M, N) {
+            (0, 0) => asm!("tdpbf16ps tmm0, tmm4, tmm6", options(nostack, nomem, preserves_flags)),
+            (0, _) => asm!("tdpbf16ps tmm1, tmm4, tmm7", options(nostack, nomem, preserves_flags)),
+            (_, 0) => asm!("tdpbf16ps tmm2, tmm5, tmm6", options(nostack, nomem, preserves_flags)),
+            _ => asm!("tdpbf16ps tmm3, tmm5, tmm7", options(nostack, nomem, preserves_flags)),
         }
     }
 }
@@ -178,11 +198,14 @@ struct Sums(MaybeUninit<[f32; 32 * 32]>);
 
 /// A block whose sums are known and whose results are not stored yet.
 ///
-/// Everything is about its next pixel, so that the loop over pixels only adds: it shares the core
-/// with tile instructions, which leave few slots for anything but the results themselves.
-struct Pending {
-    finish: Finish,
+/// Everything is about its next pixel, so that the loop over pixels only adds. All of it, and the
+/// numbers that the activation needs, stay in registers: it is computed between tile instructions,
+/// which leave few slots for anything but the results themselves.
+struct Pending<const NV: usize> {
+    /// 32 f32 for each pixel.
     sums: *const f32,
+    /// What is added to them; half of it with [`Activation::Silu`], which begins by halving.
+    bias: [__m512; NV],
     out: *mut u8,
     out_px: usize,
     /// Null without one.
@@ -192,110 +215,94 @@ struct Pending {
     left: usize,
 }
 
-/// [`finish`] for one kind of block.
-type Finish = unsafe fn(&mut Pending, usize);
+impl<const NV: usize> Pending<NV> {
+    /// No block at all.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn nothing() -> Self {
+        let (bias, out) = ([_mm512_setzero_ps(); NV], ptr::null_mut());
+        let (sums, residual) = (ptr::null(), ptr::null());
+        Pending { sums, bias, out, out_px: 0, residual, residual_px: 0, left: 0 }
+    }
 
-impl Pending {
-    /// Activation, residual and store of the next `count` pixels.
+    /// Bias, activation, residual and store of the next `count` pixels of `NV` · 16 channels.
     ///
     /// # Safety
-    /// As [`finish`], for `left` pixels.
+    /// The CPU has the features; for each of `left` pixels, `sums` holds `NV` · 16 f32 of 32, aligned
+    /// to 64 bytes; `out`, and `residual` if there is one, are places in the arena as
+    /// `Kernels::conv` checks them.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn advance(&mut self, count: usize) {
+    unsafe fn advance<const SILU: bool, const STORE: u8>(&mut self, count: usize) {
+        const ELEMENT: u8 = Store::Element as u8;
+        const F32_TWICE: u8 = Store::F32Twice as u8;
         let count = count.min(self.left);
-        if count > 0 {
-            self.left -= count;
-            // SAFETY: no more pixels than were left; the rest is the caller's promise.
-            unsafe { (self.finish)(self, count) };
-        }
-    }
-}
-
-/// What finishes the pixels of a block: decided once, not for every 16 of its results.
-fn finisher(task: &Conv<'_>, block: &Block) -> Finish {
-    macro_rules! by_store {
-        ($nv:literal, $silu:literal, $residual:literal) => {
-            match task.store {
-                Store::Element => finish::<$nv, $silu, $residual, { Store::Element as u8 }>,
-                Store::F32 => finish::<$nv, $silu, $residual, { Store::F32 as u8 }>,
-                Store::F32Twice => finish::<$nv, $silu, $residual, { Store::F32Twice as u8 }>,
-            }
-        };
-    }
-    match (block.lanes, task.act, block.residual.is_some()) {
-        (32, Activation::Silu, false) => by_store!(2, true, false),
-        (32, Activation::Silu, true) => by_store!(2, true, true),
-        (32, Activation::None, false) => by_store!(2, false, false),
-        (32, Activation::None, true) => by_store!(2, false, true),
-        (_, Activation::Silu, false) => by_store!(1, true, false),
-        (_, Activation::Silu, true) => by_store!(1, true, true),
-        (_, Activation::None, false) => by_store!(1, false, false),
-        (_, Activation::None, true) => by_store!(1, false, true),
-    }
-}
-
-/// Activation, residual and store of `count` pixels of `NV` · 16 channels.
-///
-/// # Safety
-/// The CPU has the features; for each of the pixels, `sums` holds `NV` · 16 f32 of 32, aligned to
-/// 64 bytes; `out`, and `residual` if there is one, are places in the arena as `Kernels::conv`
-/// checks them.
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn finish<const NV: usize, const SILU: bool, const RESIDUAL: bool, const STORE: u8>(
-    pending: &mut Pending,
-    count: usize,
-) {
-    const ELEMENT: u8 = Store::Element as u8;
-    const F32_TWICE: u8 = Store::F32Twice as u8;
-    let Pending { mut sums, mut out, out_px, mut residual, residual_px, .. } = *pending;
-    for _ in 0..count {
-        let mut y = [_mm512_setzero_ps(); NV];
-        for v in 0..NV {
-            // SAFETY: the caller's. The residual is aligned to 16 bf16.
-            unsafe {
-                y[v] = _mm512_load_ps(sums.add(16 * v));
-                if SILU {
-                    y[v] = silu_coarse(y[v]);
-                }
-                if RESIDUAL {
-                    let half = _mm256_load_si256(residual.add(32 * v).cast());
-                    let whole = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half));
-                    y[v] = _mm512_add_ps(y[v], _mm512_castsi512_ps(whole));
-                }
-            }
-        }
-        if STORE == ELEMENT && NV == 2 {
-            // SAFETY: the two types are 512 bits of one meaning; 32 bf16 are the pixel's output,
-            // which is a line of the cache as a rule, and checked to be aligned to half a line.
-            unsafe {
-                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(y[NV - 1], y[0]));
-                _mm512_storeu_si512(out.cast(), both);
-            }
-        } else {
+        self.left -= count;
+        for _ in 0..count {
+            let mut y = [_mm512_setzero_ps(); NV];
             for v in 0..NV {
-                // SAFETY: the caller's; the output is aligned to 16 of its elements, and so is the
-                // second place of each pixel.
+                // SAFETY: the caller's. The residual is aligned to 16 bf16.
                 unsafe {
-                    if STORE == ELEMENT {
-                        store_bf16(out, v, y[v]);
-                    } else {
-                        _mm512_store_ps(out.add(64 * v).cast(), y[v]);
-                    }
-                    if STORE == F32_TWICE {
-                        _mm512_store_ps(out.add(out_px / 2 + 64 * v).cast(), y[v]);
+                    y[v] = _mm512_load_ps(self.sums.add(16 * v));
+                    y[v] = match SILU {
+                        true => silu_coarse_of_twice(_mm512_fmadd_ps(
+                            y[v],
+                            _mm512_set1_ps(0.5),
+                            self.bias[v],
+                        )),
+                        false => _mm512_add_ps(y[v], self.bias[v]),
+                    };
+                    if !self.residual.is_null() {
+                        let half = _mm256_load_si256(self.residual.add(32 * v).cast());
+                        let whole = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half));
+                        y[v] = _mm512_add_ps(y[v], _mm512_castsi512_ps(whole));
                     }
                 }
             }
-        }
-        // Beyond the last pixel these may leave the arena, where nobody follows them.
-        sums = sums.wrapping_add(32);
-        out = out.wrapping_add(out_px);
-        if RESIDUAL {
-            residual = residual.wrapping_add(residual_px);
+            if STORE == ELEMENT && NV == 2 {
+                // SAFETY: the two types are 512 bits of one meaning; 32 bf16 are the pixel's output,
+                // which is a line of the cache as a rule, and checked to be aligned to half a line.
+                unsafe {
+                    let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(y[NV - 1], y[0]));
+                    _mm512_storeu_si512(self.out.cast(), both);
+                }
+            } else {
+                for v in 0..NV {
+                    // SAFETY: the caller's; the output is aligned to 16 of its elements, and so is
+                    // the second place of each pixel.
+                    unsafe {
+                        if STORE == ELEMENT {
+                            store_bf16(self.out, v, y[v]);
+                        } else {
+                            _mm512_store_ps(self.out.add(64 * v).cast(), y[v]);
+                        }
+                        if STORE == F32_TWICE {
+                            _mm512_store_ps(self.out.add(self.out_px / 2 + 64 * v).cast(), y[v]);
+                        }
+                    }
+                }
+            }
+            // Beyond the last pixel these may leave the arena, where nobody follows them.
+            self.sums = self.sums.wrapping_add(32);
+            self.out = self.out.wrapping_add(self.out_px);
+            if !self.residual.is_null() {
+                self.residual = self.residual.wrapping_add(self.residual_px);
+            }
         }
     }
-    (pending.sums, pending.out, pending.residual) = (sums, out, residual);
+}
+
+/// How many pixels of the pending block are done after each product of a K-step, so that all are
+/// after `lines` K-steps of `products`: products take turns with vectors, which are another unit, and
+/// more of the one at a time than the core can look ahead would keep the other waiting.
+fn turns(lines: usize, products: usize) -> [usize; 4] {
+    let each = (2 * ROWS).div_ceil(lines.max(1));
+    match products {
+        // The odd ones far apart.
+        4 => [each.div_ceil(4), (each + 1) / 4, (each + 2) / 4, each / 4],
+        2 => [each.div_ceil(2), each / 2, 0, 0],
+        _ => [each, 0, 0, 0],
+    }
 }
 
 /// The weights of the next block, on their way to the second-level cache while this one is computed.
@@ -388,132 +395,172 @@ pub(in super::super) unsafe fn conv(
 ) {
     configure();
     let pitch = pitch(task);
-    let lines: usize = task.ksteps.iter().map(|k| k.count / 32).sum();
-    let mut sums = [const { Sums(MaybeUninit::uninit()) }; 2];
-    let mut turn = 0;
-    let mut pending: Option<Pending> = None;
-    for (index, block) in task.blocks.iter().enumerate() {
-        let streamed = lines * 64 * block.lanes > STREAM;
-        let finish = finisher(task, block);
-        let mine = share.rows(index, task.rows);
-        let (rows, width) = match pitch {
-            Some(pitch) if !mine.is_empty() => {
-                (mine.start..mine.start + 1, (mine.len() - 1) * pitch + task.width)
-            }
-            _ => (mine, task.width),
-        };
-        let tiles = rows.len() * width.div_ceil(2 * ROWS);
-        let mut ahead = Ahead::of(packed, task, share, index, (tiles, lines));
-        for row in rows {
-            for x in (0..width).step_by(2 * ROWS) {
-                let pixels = (width - x).min(2 * ROWS);
-                let at = (row, x, lines);
-                let out = arena.wrapping_add(block.out.of(row, x));
-                let (residual, residual_px) = match block.residual {
-                    Some(place) => (arena.wrapping_add(place.of(row, x)).cast_const(), place.px),
-                    None => (ptr::null(), 0),
-                };
-                // SAFETY: by the caller's promise. Of the sums that `finish` reads none is
-                // uninitialised: `end` writes 16 pixels, or 32 if there are more than 16, and of
-                // each pixel the block's 16 or 32 channels, which are those that the block's
-                // `finish` reads. The sums of two blocks lie in two places in turn, and the first
-                // of three is finished before the third one's `end`.
-                unsafe {
-                    macro_rules! tiles {
-                        ($mt:literal, $nt:literal) => {
-                            match streamed {
-                                true => sum::<$mt, $nt, true>(
-                                    arena,
-                                    packed,
-                                    task,
-                                    block,
-                                    at,
-                                    (&mut pending, &mut ahead),
-                                ),
-                                false => sum::<$mt, $nt, false>(
-                                    arena,
-                                    packed,
-                                    task,
-                                    block,
-                                    at,
-                                    (&mut pending, &mut ahead),
-                                ),
-                            }
-                        };
-                    }
-                    match (pixels > ROWS, block.lanes) {
-                        (true, 32) => tiles!(2, 2),
-                        (true, _) => tiles!(2, 1),
-                        (false, 32) => tiles!(1, 2),
-                        (false, _) => tiles!(1, 1),
-                    }
-                    if let Some(mut before) = pending.take() {
-                        before.advance(2 * ROWS);
-                    }
-                    let to = sums[turn].0.as_mut_ptr().cast();
-                    match (pixels > ROWS, block.lanes) {
-                        (true, 32) => end::<2, 2>(to),
-                        (true, _) => end::<2, 1>(to),
-                        (false, 32) => end::<1, 2>(to),
-                        (false, _) => end::<1, 1>(to),
-                    }
-                    let (sums, out_px, left) = (to.cast_const(), block.out.px, pixels);
-                    let next = Pending { finish, sums, out, out_px, residual, residual_px, left };
-                    pending = Some(next);
+    let work = Work { arena, packed, task, share, pitch };
+    let mut first = 0;
+    // As a rule all blocks are alike, or all but the last.
+    for alike in task.blocks.chunk_by(|a, b| a.lanes == b.lanes) {
+        let range = first..first + alike.len();
+        first = range.end;
+        macro_rules! by_store {
+            ($nt:literal, $silu:literal) => {
+                match task.store {
+                    Store::Element => work.blocks::<$nt, $silu, { Store::Element as u8 }>(range),
+                    Store::F32 => work.blocks::<$nt, $silu, { Store::F32 as u8 }>(range),
+                    Store::F32Twice => work.blocks::<$nt, $silu, { Store::F32Twice as u8 }>(range),
                 }
-                turn ^= 1;
+            };
+        }
+        // SAFETY: the caller's; blocks of 32 lanes are two tiles wide.
+        unsafe {
+            match (alike[0].lanes, task.act) {
+                (32, Activation::Silu) => by_store!(2, true),
+                (32, Activation::None) => by_store!(2, false),
+                (_, Activation::Silu) => by_store!(1, true),
+                (_, Activation::None) => by_store!(1, false),
             }
         }
-    }
-    if let Some(mut before) = pending {
-        // SAFETY: by the caller's promise, and as above.
-        unsafe { before.advance(2 * ROWS) };
     }
     if let Some(pitch) = pitch {
         zero_between(arena, task, share, pitch);
     }
 }
 
-/// The sums of one block, while the pending one is stored and the next one's weights come nearer.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn sum<const MT: usize, const NT: usize, const STREAMED: bool>(
+/// What the parts of a convolution are about.
+#[derive(Clone, Copy)]
+struct Work<'a> {
     arena: *mut u8,
     packed: *const u8,
-    task: &Conv<'_>,
-    block: &Block,
-    (row, x, lines): (usize, usize, usize),
-    (pending, ahead): (&mut Option<Pending>, &mut Ahead),
-) {
-    let share = (2 * ROWS).div_ceil(lines.max(1));
-    // SAFETY: by the caller's promise; weights are NT tiles for each line.
-    unsafe {
-        match block.init {
-            Some(init) => {
-                let from = |m: usize, n: usize| {
-                    let at = init.of((row + usize::from(task.odd)) / 2, x + m * ROWS);
-                    arena.wrapping_add(at + 64 * n).cast_const()
-                };
-                begin::<MT, NT>([[from(0, 0), from(0, 1)], [from(1, 0), from(1, 1)]], init.px);
-            }
-            None => {
-                let bias = packed.add(block.bias);
-                let both = [bias, if NT == 2 { bias.add(64) } else { bias }];
-                begin::<MT, NT>([both, both], 0);
-            }
-        }
-        let mut weights = packed.add(block.weights);
-        for k in task.ksteps {
-            let mut from = arena.add(k.from.of(row, x)).cast_const();
-            for _ in 0..k.count / 32 {
-                multiply::<MT, NT, STREAMED>(from, k.from.px, weights);
-                from = from.add(64);
-                weights = weights.add(NT * TILE);
-                ahead.advance();
-                if let Some(pending) = pending {
-                    pending.advance(share);
+    task: &'a Conv<'a>,
+    share: &'a Share,
+    pitch: Option<usize>,
+}
+
+impl Work<'_> {
+    /// Blocks of `NT` · 16 channels each.
+    ///
+    /// # Safety
+    /// As [`conv`].
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn blocks<const NT: usize, const SILU: bool, const STORE: u8>(
+        &self,
+        range: Range<usize>,
+    ) {
+        let Work { arena, packed, task, share, pitch } = *self;
+        let lines: usize = task.ksteps.iter().map(|k| k.count / 32).sum();
+        let streamed = lines * 64 * 16 * NT > STREAM;
+        let turns = [turns(lines, NT), turns(lines, 2 * NT)];
+        let mut sums = [const { Sums(MaybeUninit::uninit()) }; 2];
+        let mut turn = 0;
+        let mut pending = Pending::<NT>::nothing();
+        for index in range {
+            let block = &task.blocks[index];
+            let mut bias = [_mm512_setzero_ps(); NT];
+            if block.init.is_none() {
+                for (v, bias) in bias.iter_mut().enumerate() {
+                    // SAFETY: the caller's: a bias for each lane.
+                    *bias = unsafe { _mm512_loadu_ps(packed.add(block.bias + 64 * v).cast()) };
+                    if SILU {
+                        *bias = _mm512_mul_ps(*bias, _mm512_set1_ps(0.5));
+                    }
                 }
             }
+            let mine = share.rows(index, task.rows);
+            let (rows, width) = match pitch {
+                Some(pitch) if !mine.is_empty() => {
+                    (mine.start..mine.start + 1, (mine.len() - 1) * pitch + task.width)
+                }
+                _ => (mine, task.width),
+            };
+            let tiles = rows.len() * width.div_ceil(2 * ROWS);
+            let mut ahead = Ahead::of(packed, task, share, index, (tiles, lines));
+            for row in rows {
+                for x in (0..width).step_by(2 * ROWS) {
+                    let left = (width - x).min(2 * ROWS);
+                    let to = sums[turn].0.as_mut_ptr().cast::<f32>();
+                    turn ^= 1;
+                    // SAFETY: by the caller's promise. Of the sums that `advance` reads none is
+                    // uninitialised: `end` writes 16 pixels, or 32 if there are more than 16, and of
+                    // each pixel the block's channels. The sums of two blocks lie in two places in
+                    // turn, and the first of three is finished before the third one's `end`.
+                    unsafe {
+                        let pending = (&mut pending, &mut ahead);
+                        let at = (row, x);
+                        if left > ROWS {
+                            self.sum::<2, NT, SILU, STORE>(block, at, streamed, turns[1], pending);
+                            end::<2, NT>(to);
+                        } else {
+                            self.sum::<1, NT, SILU, STORE>(block, at, streamed, turns[0], pending);
+                            end::<1, NT>(to);
+                        }
+                    }
+                    let (residual, residual_px) = match block.residual {
+                        Some(place) => {
+                            (arena.wrapping_add(place.of(row, x)).cast_const(), place.px)
+                        }
+                        None => (ptr::null(), 0),
+                    };
+                    let (out, out_px) = (arena.wrapping_add(block.out.of(row, x)), block.out.px);
+                    pending = Pending { sums: to, bias, out, out_px, residual, residual_px, left };
+                }
+            }
+        }
+        // SAFETY: by the caller's promise, and as above.
+        unsafe { pending.advance::<SILU, STORE>(2 * ROWS) };
+    }
+
+    /// The sums of one block, while the pending one is stored and the next one's weights come nearer.
+    ///
+    /// # Safety
+    /// As [`conv`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn sum<const MT: usize, const NT: usize, const SILU: bool, const STORE: u8>(
+        &self,
+        block: &Block,
+        (row, x): (usize, usize),
+        streamed: bool,
+        turns: [usize; 4],
+        (pending, ahead): (&mut Pending<NT>, &mut Ahead),
+    ) {
+        let Work { arena, packed, task, .. } = *self;
+        // SAFETY: by the caller's promise; weights are NT tiles for each line.
+        unsafe {
+            match block.init {
+                Some(init) => {
+                    let from = |m: usize, n: usize| {
+                        let at = init.of((row + usize::from(task.odd)) / 2, x + m * ROWS);
+                        arena.wrapping_add(at + 64 * n).cast_const()
+                    };
+                    begin::<MT, NT>([[from(0, 0), from(0, 1)], [from(1, 0), from(1, 1)]], init.px);
+                }
+                None => zero(),
+            }
+            let mut weights = packed.add(block.weights);
+            for k in task.ksteps {
+                let mut from = arena.add(k.from.of(row, x)).cast_const();
+                for _ in 0..k.count / 32 {
+                    load::<MT, NT>(from, k.from.px, weights, streamed);
+                    from = from.add(64);
+                    weights = weights.add(NT * TILE);
+                    multiply::<0, 0>();
+                    pending.advance::<SILU, STORE>(turns[0]);
+                    if NT == 2 {
+                        multiply::<0, 1>();
+                        pending.advance::<SILU, STORE>(turns[1]);
+                    }
+                    if MT == 2 {
+                        multiply::<1, 0>();
+                        pending.advance::<SILU, STORE>(turns[NT]);
+                        if NT == 2 {
+                            multiply::<1, 1>();
+                            pending.advance::<SILU, STORE>(turns[3]);
+                        }
+                    }
+                    ahead.advance();
+                }
+            }
+            // Nothing is left as a rule: without a K-step, or behind one whose rest was smaller.
+            pending.advance::<SILU, STORE>(2 * ROWS);
         }
     }
 }
@@ -536,6 +583,17 @@ fn zero_between(arena: *mut u8, task: &Conv<'_>, share: &Share, pitch: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_pixels_of_a_block_have_their_turn() {
+        for lines in 1..200 {
+            for products in [1, 2, 4] {
+                let turns = turns(lines, products);
+                assert_eq!(turns.iter().sum::<usize>(), 32usize.div_ceil(lines));
+                assert!(turns[products..].iter().all(|&count| count == 0), "{lines} {products}");
+            }
+        }
+    }
 
     /// Fetching changes no result: a wrong address would only be slow, and never be noticed.
     #[test]

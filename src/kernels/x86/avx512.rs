@@ -36,13 +36,19 @@ pub(super) fn silu(x: __m512) -> __m512 {
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn silu_coarse(x: __m512) -> __m512 {
+    silu_coarse_of_twice(_mm512_mul_ps(x, _mm512_set1_ps(0.5)))
+}
+
+/// [`silu_coarse`] of 2 · `h`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn silu_coarse_of_twice(h: __m512) -> __m512 {
     let line = |of: usize| {
         // SAFETY: 16 of the table's 32 numbers each.
         let [low, high] = [0, 16].map(|at| unsafe { _mm512_loadu_ps(TANH[of].as_ptr().add(at)) });
         (low, high)
     };
     let (starts, slopes) = (line(0), line(1));
-    let h = _mm512_mul_ps(x, _mm512_set1_ps(0.5));
     let size = _mm512_abs_ps(h);
     let t = _mm512_min_ps(size, _mm512_set1_ps(TANH_END));
     // The permutation looks at the lowest five bits only.
@@ -50,6 +56,49 @@ pub(super) fn silu_coarse(x: __m512) -> __m512 {
     let start = _mm512_permutex2var_ps(starts.0, index, starts.1);
     let slope = _mm512_permutex2var_ps(slopes.0, index, slopes.1);
     _mm512_fmadd_ps(size, _mm512_fmadd_ps(t, slope, start), h)
+}
+
+/// 16 rows of 16 numbers, `step` apart, as columns.
+///
+/// # Safety
+/// The CPU has AVX-512 F, and the numbers are there.
+#[target_feature(enable = "avx512f")]
+pub(in super::super) unsafe fn transpose(from: *const f32, step: usize, to: &mut [[f32; 16]; 16]) {
+    // SAFETY: the caller's.
+    let rows: [__m512; 16] =
+        std::array::from_fn(|i| unsafe { _mm512_loadu_ps(from.add(i * step)) });
+    // Each pass doubles how many numbers of a column are neighbours: 2, 4, 8, 16.
+    let mut a = [_mm512_setzero_ps(); 16];
+    for i in 0..8 {
+        a[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+        a[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+    }
+    let pairs = |x: __m512| _mm512_castps_pd(x);
+    let mut b = [_mm512_setzero_ps(); 16];
+    for i in 0..4 {
+        for half in 0..2 {
+            let (x, y) = (pairs(a[4 * i + half]), pairs(a[4 * i + half + 2]));
+            b[4 * i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+            b[4 * i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+        }
+    }
+    // b[4 i + j]: of rows 4 i..4 i + 4 the columns j, j + 4, j + 8 and j + 12, a quarter each.
+    for j in 0..4 {
+        let even_low = _mm512_shuffle_f32x4::<0x88>(b[j], b[4 + j]);
+        let odd_low = _mm512_shuffle_f32x4::<0xdd>(b[j], b[4 + j]);
+        let even_high = _mm512_shuffle_f32x4::<0x88>(b[8 + j], b[12 + j]);
+        let odd_high = _mm512_shuffle_f32x4::<0xdd>(b[8 + j], b[12 + j]);
+        let columns = [
+            (j, _mm512_shuffle_f32x4::<0x88>(even_low, even_high)),
+            (j + 4, _mm512_shuffle_f32x4::<0x88>(odd_low, odd_high)),
+            (j + 8, _mm512_shuffle_f32x4::<0xdd>(even_low, even_high)),
+            (j + 12, _mm512_shuffle_f32x4::<0xdd>(odd_low, odd_high)),
+        ];
+        for (column, values) in columns {
+            // SAFETY: 16 f32.
+            unsafe { _mm512_storeu_ps(to[column].as_mut_ptr(), values) };
+        }
+    }
 }
 
 /// One module of kernels: the two differ in what a unit of input is (one f32, or two bf16 that
