@@ -6,6 +6,7 @@ from html import escape
 from statistics import median
 
 QUIET = 0.2  # cores that others may use without disturbing
+STEADY = 0.85  # of the best peak that cores had in this run: below, somebody shares them
 COLOURS = {"haul": "#c2410c", "peer": "#64748b"}
 
 
@@ -19,9 +20,11 @@ def spread(values, digits=1):
 
 
 def ratio(base, row):
-    """Of the rates of the same round: median, smallest and largest."""
-    pairs = [b / r for b, r in zip(base["rates"], row["rates"]) if b and r]
-    return spread(pairs, 2) if pairs else ""
+    """Of the rates of the same round: median, smallest and largest; of steady rounds, if there are any."""
+    pairs = [(b / r, all(steady)) for b, r, *steady in
+             zip(base["rates"], row["rates"], base["steady"], row["steady"]) if b and r]
+    counted = [value for value, steady in pairs if steady] or [value for value, _ in pairs]
+    return spread(counted, 2) if counted else ""
 
 
 def peak_of(result, precision):
@@ -81,7 +84,9 @@ def markdown(result, name):
         "# haul and its peers", "",
         "Medians of rounds in which all took turns, with the smallest and the largest in brackets; ratios are taken "
         "within each round, so they need not be the ratios of the medians. \"Others' cores\" is what the rest of the machine used meanwhile; "
-        "what was disturbed by more than a fifth of a core was measured again, while patience lasted. "
+        "what was disturbed by more than a fifth of a core was measured again, while patience lasted, and so was what "
+        f"began or ended with less than {STEADY:.0%} of the best peak of multiply-adds, as cores have that somebody shares. "
+        "Ratios are of rounds in which neither was so, if there are any. "
         "Images per core-second, where known, is by the time that the processors worked for a program: others hardly change it.", "",
         f"- machine: {machine['cpu']} (family/model {machine['family']}), {machine['cores']} cores; {', '.join(machine['flags'])}",
         f"- date: {result['date']}",
@@ -98,6 +103,9 @@ def markdown(result, name):
         out += ["", f"## {section['title']}", "", section["note"], "", *table(section, result)]
         if busy := disturbed(section):
             out += ["", f"Disturbed by others in most rounds, so no measure of: {'; '.join(busy)}."]
+        steady = [value for row in section["rows"] for value in row["steady"] if value is not None]
+        if not all(steady):
+            out += ["", f"Cores were not at their best in {steady.count(False)} of {len(steady)} turns."]
         for line in not_run(section):
             out += ["", f"Not run: {line}."]
     return "\n".join(out) + "\n"

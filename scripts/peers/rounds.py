@@ -50,29 +50,44 @@ class Others:
 
 
 class Patience:
-    """Waits for a quiet moment, and measures again what was disturbed, for so many seconds in all."""
+    """Waits for a quiet moment, and measures again what was disturbed, for so many seconds in all.
 
-    def __init__(self, seconds):
-        self.left = seconds
+    Neighbours that share a core with a virtual machine do not show in its own counters. They show in
+    what the core can do at most, which `gauge` tells.
+    """
+
+    def __init__(self, seconds, gauge=None):
+        self.left, self.gauge, self.best = seconds, gauge, 0.0
+
+    def steady(self):
+        """Whether the cores can do what they could at their best."""
+        rate = self.gauge() if self.gauge else None
+        if not rate:
+            return True
+        self.best = max(self.best, rate)
+        return rate >= report.STEADY * self.best
 
     def measure(self, contestant, seconds, log):
-        """What `contestant` answers, and the cores that others used meanwhile."""
+        """What `contestant` answers, the cores that others used meanwhile, and whether ours were steady."""
         while True:
-            self.wait()
+            before = self.wait()
             others, start = Others(), time.monotonic()
             said = contestant.go(seconds, log)
             used = others.cores(said["cpu_seconds"])
-            if used <= report.QUIET or self.left <= 0:
-                return said, used
+            steady = self.steady() and before
+            if (used <= report.QUIET and steady) or self.left <= 0:
+                return said, used, steady
             self.left -= time.monotonic() - start
 
     def wait(self):
         while self.left > 0:
             others = Others()
-            time.sleep(0.5)
-            if others.cores(0) <= report.QUIET:
-                return
+            time.sleep(0.3)
+            quiet = others.cores(0) <= report.QUIET
+            if self.steady() and quiet:
+                return True
             self.left -= 0.5
+        return self.steady()
 
 
 def machine():
@@ -103,6 +118,7 @@ class Row:
     base: bool = False  # the ratios of the section are taken to this row
     rates: list = field(default_factory=list)  # None where a round gave nothing
     others: list = field(default_factory=list)
+    steady: list = field(default_factory=list)
     per_core_second: list = field(default_factory=list)  # hardly changes when others are busy
     why: str | None = None
 
@@ -328,10 +344,10 @@ def run_section(name, bench, args, patience, log, peaks):
                 peaks.append(Command(args.peak, args.workers, 0.2).go(0, log))
             # Every other round backwards, so that nobody always follows the same one.
             for contestant in contestants[:: 1 if number % 2 == 0 else -1]:
-                said, others = {}, None
+                said, others, steady = {}, None, None
                 if id(contestant) not in dead:
                     try:
-                        said, others = patience.measure(contestant, args.seconds, log)
+                        said, others, steady = patience.measure(contestant, args.seconds, log)
                     except NotRun as why:
                         dead[id(contestant)] = str(why)
                     about |= label(said)
@@ -339,17 +355,18 @@ def run_section(name, bench, args, patience, log, peaks):
                     rate = said.get(row.key)
                     row.rates.append(rate)
                     row.others.append(others)
+                    row.steady.append(steady)
                     row.per_core_second.append(said.get(row.key.replace("per_second", "per_core_second")))
                     row.why = dead.get(id(contestant)) or (None if rate else f"no {row.key}")
                     if rate:
                         print(f"{name} {number + 1}/{args.rounds}: {row.name}: {rate:.2f} images/s"
-                              f" (others used {others:.2f} cores)", file=sys.stderr, flush=True)
+                              f" (others used {others:.2f} cores{'' if steady else ', and ours were not at their best'})", file=sys.stderr, flush=True)
     finally:
         for contestant in contestants:
             contestant.stop()
     title, note = SECTIONS[name]
     note = note.format(workers=args.workers, pictures=args.pictures, whole_count=args.whole_count)
-    kept = ("name", "precision", "gflop", "base", "why", "rates", "others", "per_core_second")
+    kept = ("name", "precision", "gflop", "base", "why", "rates", "others", "steady", "per_core_second")
     section = {"section": name, "title": title, "note": note,
                "rows": [{key: getattr(row, key) for key in kept} for row in rows]}
     for line in report.not_run(section):
@@ -411,7 +428,9 @@ def main():
     if commit.returncode == 0:
         result["versions"]["haul commit"] = commit.stdout.strip()
 
-    patience, peaks = Patience(args.patience), []
+    # Whatever unit is shared slows down plain multiply-adds.
+    gauge = Command(args.peak, args.workers, 0.05) if args.peak else None
+    patience, peaks = Patience(args.patience, gauge and (lambda: gauge.go(0, sys.stderr)["f32_fma"])), []
     with tempfile.TemporaryDirectory() as folder, open(args.work / "peers.log", "w") as log:
         args.many = links(args.data / "coco" / "images", Path(folder) / "many", args.pictures)
         args.few = links(args.data / "coco" / "images", Path(folder) / "few", args.whole_count)
