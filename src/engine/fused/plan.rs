@@ -100,7 +100,7 @@ struct Group {
 /// How the ops of a group are done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// A single one, all rows at once.
+    /// A single one on whole tensors, in parts of as many rows as [`Planner::rows_at_once`] says.
     Whole,
     /// Depth first.
     Strips,

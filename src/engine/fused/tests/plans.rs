@@ -1,7 +1,7 @@
 //! Plans alone: nothing is computed here.
 
-use super::super::lower::Net;
-use super::super::plan::{Plan, plan};
+use super::super::lower::{Net, Op};
+use super::super::plan::{Plan, Step, plan};
 use super::super::{Fused, Strips};
 use super::network::Recipe;
 use super::shadow::Shadow;
@@ -104,5 +104,29 @@ fn the_arena_is_bounded() {
             let usual = plan(net, width, height, Strips::default()).bytes;
             println!("{:?} {width}x{height}: {usual} of {}", recipe.widths, whole.bytes);
         }
+    });
+}
+
+#[test]
+fn large_inputs_are_read_in_parts() {
+    for_all_nets(|recipe, net| {
+        let plan = plan(net, 640, 640, Strips { up_to_stride: 0, ..Strips::default() });
+        let (mut done, mut parts) = (vec![0; net.ops.len()], 0);
+        for step in &plan.steps {
+            if let Step::Run { op, from, to } = *step {
+                assert_eq!(
+                    from, done[op],
+                    "{recipe:?}: op {op} leaves rows out, or does them twice"
+                );
+                parts += usize::from(from > 0);
+                done[op] = to;
+            }
+        }
+        for (op, done) in net.ops.iter().zip(done).filter(|(_, done)| *done > 0) {
+            if let Op::Conv(conv) = op {
+                assert_eq!(done, plan.layouts[conv.parts[0].tensor].height, "{recipe:?}");
+            }
+        }
+        assert!(parts > 0, "{recipe:?}");
     });
 }
